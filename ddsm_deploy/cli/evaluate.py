@@ -1,0 +1,7 @@
+"""`ddsm eval`."""
+
+from __future__ import annotations
+
+
+def evaluate() -> None:
+    """Placeholder until the command lands."""

@@ -1,0 +1,82 @@
+"""`ddsm train`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+
+def train(
+    data: Annotated[Path, typer.Option(help="Root folder of the data set.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the run: logs, checkpoints.")],
+    dataset: Annotated[str, typer.Option(help="Layout of the data: camvid, cityscapes or folder.")] = "camvid",
+    variant: Annotated[str, typer.Option(help="Network: ddsm-lite0, ddsm-r18, ddsm-r50, ddsm-r101, fpn-lite0…")] = "ddsm-lite0",
+    backbone: Annotated[Optional[str], typer.Option(help="Any timm backbone, in place of the variant's.")] = None,
+    fusion: Annotated[Optional[str], typer.Option(help="ddsm, spatial, channel, or add (no DDSM).")] = None,
+    samples: Annotated[Optional[int], typer.Option(help="N, sampled positions a pixel.")] = None,
+    init: Annotated[Optional[Path], typer.Option(help="Checkpoint to start from, same architecture.")] = None,
+    pretrained: Annotated[bool, typer.Option(help="Start the backbone from ImageNet weights.")] = True,
+    size: Annotated[str, typer.Option(help="Deployed input, HEIGHTxWIDTH.")] = "360x480",
+    crop: Annotated[Optional[str], typer.Option(help="Training crop, HEIGHTxWIDTH; the size if left out.")] = None,
+    scale: Annotated[tuple[float, float], typer.Option(help="Least and greatest random scale.")] = (0.5, 2.0),
+    epochs: Annotated[int, typer.Option(help="Passes over the training split.")] = 60,
+    batch: Annotated[int, typer.Option(help="Images a step and device.")] = 8,
+    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 1.5e-3,
+    backbone_lr: Annotated[float, typer.Option(help="Its multiple for the backbone.")] = 0.3,
+    ema: Annotated[float, typer.Option(help="Decay of the averaged weights; 0 switches them off.")] = 0.995,
+    ohem: Annotated[float, typer.Option(help="Probability from which a pixel counts as easy; 0 keeps all.")] = 0.7,
+    class_weights: Annotated[str, typer.Option(help="sqrt (rare classes weigh more) or none.")] = "sqrt",
+    precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")] = "auto",
+    workers: Annotated[int, typer.Option(help="Processes that load and augment.")] = 2,
+    devices: Annotated[str, typer.Option(help="How many devices, or auto.")] = "auto",
+    accelerator: Annotated[str, typer.Option(help="auto, cpu, gpu…")] = "auto",
+    seed: Annotated[int, typer.Option(help="Seed of weights, order and augmentation.")] = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the output folder.")] = False,
+) -> None:
+    """Trains a network; keeps the best checkpoint by validation mIoU."""
+    import dataclasses
+
+    from ddsm_deploy.cli.render import require
+    from ddsm_deploy.errors import ConfigError
+    from ddsm_deploy.spec import parse_size
+
+    with require("train"):
+        from ddsm_deploy.model.network import VARIANTS
+        from ddsm_deploy.train import TrainConfig
+        from ddsm_deploy.train import train as run
+
+    if variant not in VARIANTS:
+        raise ConfigError(f"no variant {variant!r}; there are {', '.join(VARIANTS)}")
+    changes = {"backbone": backbone, "fusion": fusion, "samples": samples}
+    network = dataclasses.replace(VARIANTS[variant], **{k: v for k, v in changes.items() if v is not None})
+    height, width = parse_size(size)
+    result = run(
+        TrainConfig(
+            data=data,
+            output=output,
+            dataset=dataset,
+            network=network,
+            init=init,
+            pretrained=pretrained,
+            height=height,
+            width=width,
+            crop=parse_size(crop) if crop else (height, width),
+            scale=scale,
+            epochs=epochs,
+            batch=batch,
+            lr=lr,
+            backbone_lr=backbone_lr,
+            ema=ema,
+            ohem=ohem,
+            class_weights=class_weights,
+            precision=precision,
+            workers=workers,
+            devices=devices,
+            accelerator=accelerator,
+            seed=seed,
+            resume=resume,
+        )
+    )
+    print(f"best: {result.checkpoint} (val mIoU {result.miou:.2f}, epoch {result.epoch})")

@@ -1,0 +1,235 @@
+"""What every engine is (a small Protocol), and what they share: naming, feed checks and lifetime."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from ddsm_deploy.artifact import Artifact
+from ddsm_deploy.errors import BackendError, ConfigError, InputError
+
+Array = npt.NDArray[Any]
+
+PRECISIONS = ("fp32", "fp16", "bf16", "int8")
+PROVIDERS = ("cpu", "cuda", "tensorrt")
+HINTS = ("latency", "throughput")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TensorInfo:
+    """One input or output of an engine.
+
+    Attributes:
+        name: as in the graph.
+        dtype: the type of its elements.
+        shape: one number an axis; None where any size is taken.
+    """
+
+    name: str
+    dtype: np.dtype[Any]
+    shape: tuple[int | None, ...]
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.dtype} {_shape_text(self.shape)}"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EngineOptions:
+    """How to run a model. An option that the chosen backend does not have is an error, never ignored.
+
+    Attributes:
+        precision: what the arithmetic must run at, any of `PRECISIONS`; None is the precision of the model's own graph.
+        threads: threads of one inference; None leaves it to the runtime. On torch it counts for the whole process.
+        outputs: names of the outputs wanted; None is all that the graph has (torch: the mask alone).
+        provider: onnxruntime only: ``cpu``, ``cuda`` or ``tensorrt``.
+        spinning: onnxruntime only: whether idle worker threads spin, quicker alone and harmful to what runs beside it;
+            None leaves it to the runtime.
+        streams: openvino only: inferences run side by side; None follows the hint.
+        hint: openvino only: ``latency`` (None likewise) or ``throughput``.
+    """
+
+    precision: str | None = None
+    threads: int | None = None
+    outputs: tuple[str, ...] | None = None
+    provider: str = "cpu"
+    spinning: bool | None = None
+    streams: int | None = None
+    hint: str | None = None
+
+    def __post_init__(self) -> None:
+        for name, value, allowed in (
+            ("precision", self.precision, PRECISIONS),
+            ("provider", self.provider, PROVIDERS),
+            ("hint", self.hint, HINTS),
+        ):
+            if value is not None and value not in allowed:
+                raise ConfigError(f"{name} is {value!r}; expected one of {', '.join(allowed)}")
+        for name, number in (("threads", self.threads), ("streams", self.streams)):
+            if number is not None and (isinstance(number, bool) or not isinstance(number, int) or number < 1):
+                raise ConfigError(f"{name} is {number!r}; expected an integer of at least 1")
+
+    def only(self, backend: str, *allowed: str) -> None:
+        """Refuses options that a backend does not have, beyond those that all have.
+
+        Raises:
+            ConfigError: one of the others is set.
+        """
+        for field in dataclasses.fields(self):
+            if field.name in ("precision", "threads", "outputs", *allowed):
+                continue
+            if getattr(self, field.name) != field.default:
+                raise ConfigError(f"{backend} has no option {field.name!r} (it is {getattr(self, field.name)!r})")
+
+
+class Engine(Protocol):
+    """One model loaded into one runtime. Numpy in, numpy out; `run` may be called from several threads at once.
+
+    Attributes:
+        backend: ``torch``, ``onnxruntime`` or ``openvino``.
+        precision: what really runs.
+        inputs: names, types and shapes taken.
+        outputs: names, types and shapes given.
+    """
+
+    backend: str
+    precision: str
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """One inference.
+
+        Args:
+            feeds: input name -> array, exactly the names of `inputs`.
+
+        Returns:
+            Output name -> array, owned by the caller.
+
+        Raises:
+            InputError: a feed is missing, unknown, or of the wrong type or shape.
+            BackendError: the runtime failed, or the engine is closed.
+        """
+        ...
+
+    def close(self) -> None:
+        """Gives the runtime's memory back; calling it again does nothing."""
+        ...
+
+
+class BaseEngine:
+    """Naming, checks and lifetime; a backend adds its constructor, `_infer` and `_release`."""
+
+    backend: str
+    precision: str
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+    _closed: bool = False
+
+    def __init__(self, artifact: Artifact, options: EngineOptions) -> None:
+        raise NotImplementedError
+
+    @classmethod
+    def precisions(cls) -> tuple[str, ...]:
+        """What this backend can run a float32 model at on this machine, its default first."""
+        return ("fp32",)
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """See `Engine.run`."""
+        if self._closed:
+            raise self._closed_error()
+        return self._infer(check_feeds(self.inputs, feeds))
+
+    def close(self) -> None:
+        """See `Engine.close`."""
+        if not self._closed:
+            self._closed = True
+            self._release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        inputs, outputs = (", ".join(map(str, group)) for group in (self.inputs, self.outputs))
+        return f"<{self.backend} {self.precision}: {inputs} -> {outputs}>"
+
+    def _closed_error(self) -> BackendError:
+        return BackendError(f"this {self.backend} engine is closed; open another")
+
+    def _infer(self, feeds: dict[str, Array]) -> dict[str, Array]:
+        raise NotImplementedError
+
+    def _release(self) -> None:
+        raise NotImplementedError
+
+
+def check_feeds(inputs: tuple[TensorInfo, ...], feeds: Mapping[str, Array]) -> dict[str, Array]:
+    """The feeds as C-contiguous arrays, once names, types and shapes are found right.
+
+    Raises:
+        InputError: they are not.
+    """
+    expected = {info.name: info for info in inputs}
+    for name in feeds:
+        if name not in expected:
+            raise InputError(f"unknown input {name!r}; expected {', '.join(expected)}")
+    checked = {}
+    for name, info in expected.items():
+        if name not in feeds:
+            raise InputError(f"input {name!r} is missing; expected {info}")
+        array = feeds[name]
+        if not isinstance(array, np.ndarray):
+            raise InputError(f"input {name!r} is a {type(array).__name__}; expected a numpy array, {info}")
+        fits = len(array.shape) == len(info.shape) and all(
+            got > 0 and want in (None, got) for got, want in zip(array.shape, info.shape, strict=True)
+        )
+        if array.dtype != info.dtype or not fits:
+            raise InputError(f"input {name!r} is {array.dtype} {_shape_text(array.shape)}; expected {info}")
+        checked[name] = np.ascontiguousarray(array)
+    return checked
+
+
+def choose_outputs(
+    backend: str, available: tuple[TensorInfo, ...], wanted: Iterable[str] | None
+) -> tuple[TensorInfo, ...]:
+    """The outputs to compute, in the graph's order.
+
+    Raises:
+        BackendError: the model lacks one.
+    """
+    if wanted is None:
+        return available
+    names = [info.name for info in available]
+    for name in wanted:
+        if name not in names:
+            raise BackendError(
+                f"this model has no output {name!r} on {backend}, only {', '.join(names)}; export it with that output"
+            )
+    return tuple(info for info in available if info.name in set(wanted))
+
+
+def graph_precision(backend: str, artifact: Artifact, options: EngineOptions) -> str:
+    """The precision for backends that run a graph exactly as it is written.
+
+    Raises:
+        BackendError: another one was asked for.
+    """
+    written = artifact.spec.precision
+    if options.precision not in (None, written):
+        raise BackendError(
+            f"{backend} runs {artifact.name} at {written}, as its graph is written, not at {options.precision}"
+        )
+    return written
+
+
+def _shape_text(shape: tuple[int | None, ...]) -> str:
+    return "x".join("?" if size is None else str(size) for size in shape) or "scalar"

@@ -1,0 +1,130 @@
+"""OpenVINO on CPUs. Its precision is always asked for and read back: by itself it runs bf16 wherever the CPU has it."""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import sys
+from typing import Any
+
+import numpy as np
+
+from ddsm_deploy.artifact import Artifact
+from ddsm_deploy.engines.base import Array, BaseEngine, EngineOptions, TensorInfo, choose_outputs
+from ddsm_deploy.errors import ArtifactError, BackendError
+
+_HINTS = {"fp32": "f32", "bf16": "bf16"}  # our word -> OpenVINO's
+
+
+def _import_quietly() -> Any:
+    """Imports openvino without its telemetry, which otherwise reports the import over the network (seen in 2026.4).
+
+    With the telemetry package out of sight while it loads, OpenVINO takes the stub that it carries for that case. A
+    process that imported openvino before us has made that choice already.
+    """
+    hide = "openvino_telemetry" not in sys.modules
+    if hide:
+        sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
+    try:
+        import openvino
+    finally:
+        if hide:
+            del sys.modules["openvino_telemetry"]
+    return openvino
+
+
+ov = _import_quietly()
+
+
+class OpenVinoEngine(BaseEngine):
+    """An ONNX file compiled for the CPU, with as many infer requests as it has streams; a call waits for a free one."""
+
+    backend = "openvino"
+
+    def __init__(self, artifact: Artifact, options: EngineOptions) -> None:
+        options.only(self.backend, "streams", "hint")
+        path = artifact.file("onnx")
+        core = ov.Core()
+        wanted = options.precision or "fp32"
+        _check_precision(core, wanted)
+        try:
+            model = core.read_model(str(path))
+        except RuntimeError as exc:
+            raise ArtifactError(f"{path}: openvino can't read it: {_last_line(exc)}") from exc
+        try:
+            self._compiled: Any = core.compile_model(model, "CPU", _settings(wanted, options))
+        except RuntimeError as exc:
+            raise BackendError(f"{path}: openvino can't compile it: {_last_line(exc)}") from exc
+        active = self._compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
+        if active != _HINTS[wanted]:
+            raise BackendError(f"openvino was asked for {wanted} and chose {active}")
+        self.precision = wanted
+        self.inputs = tuple(map(_info, self._compiled.inputs))
+        self.outputs = choose_outputs(self.backend, tuple(map(_info, self._compiled.outputs)), options.outputs)
+
+        self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        for _ in range(self._compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")):
+            self._requests.put(self._compiled.create_infer_request())
+
+    @classmethod
+    def precisions(cls) -> tuple[str, ...]:
+        """See `BaseEngine.precisions`."""
+        return ("fp32", "bf16") if "BF16" in _capabilities(ov.Core()) else ("fp32",)
+
+    def _infer(self, feeds: dict[str, Array]) -> dict[str, Array]:
+        request = self._requests.get()
+        if request is None:  # closed while we waited; told on to the next one who waits
+            self._requests.put(None)
+            raise self._closed_error()
+        try:
+            request.infer(feeds, share_inputs=True)
+            # copied, because the request goes back to the pool and is overwritten by the next call
+            return {info.name: np.array(request.get_tensor(info.name).data) for info in self.outputs}
+        except RuntimeError as exc:
+            raise BackendError(f"openvino failed: {_last_line(exc)}") from exc
+        finally:
+            self._requests.put(request)
+
+    def _release(self) -> None:
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._requests.get_nowait()
+        self._requests.put(None)
+        self._compiled = None
+
+
+def _check_precision(core: Any, wanted: str) -> None:
+    if wanted not in _HINTS:
+        raise BackendError(f"openvino runs {' and '.join(_HINTS)} on CPUs, not {wanted}")
+    if wanted == "bf16" and "BF16" not in _capabilities(core):
+        name = core.get_property("CPU", "FULL_DEVICE_NAME")
+        raise BackendError(
+            f"bf16 on openvino needs a CPU with AVX512-BF16 or AMX, which this one ({name}) lacks; use fp32"
+        )
+
+
+def _capabilities(core: Any) -> list[str]:
+    return list(core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
+
+
+def _settings(precision: str, options: EngineOptions) -> dict[str, Any]:
+    settings: dict[str, Any] = {
+        "INFERENCE_PRECISION_HINT": _HINTS[precision],
+        "PERFORMANCE_HINT": (options.hint or "latency").upper(),
+    }
+    if options.threads is not None:
+        settings["INFERENCE_NUM_THREADS"] = options.threads
+    if options.streams is not None:
+        settings["NUM_STREAMS"] = options.streams
+    return settings
+
+
+def _info(port: Any) -> TensorInfo:
+    shape = tuple(dim.get_length() if dim.is_static else None for dim in port.get_partial_shape())
+    return TensorInfo(name=port.get_any_name(), dtype=np.dtype(port.get_element_type().to_dtype()), shape=shape)
+
+
+def _last_line(exc: Exception) -> str:
+    """OpenVINO's messages begin with source positions and end with the reason."""
+    lines = [line.strip() for line in str(exc).splitlines() if line.strip()]
+    return lines[-1] if lines else type(exc).__name__

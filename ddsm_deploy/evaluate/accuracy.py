@@ -1,0 +1,175 @@
+"""Accuracy of a deployed model on a labelled data set: what it gives as masks, compared at the labels' own size."""
+
+from __future__ import annotations
+
+import collections
+import concurrent.futures
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from ddsm_deploy.datasets import Dataset
+from ddsm_deploy.engines import FILE_KINDS
+from ddsm_deploy.errors import InputError
+from ddsm_deploy.evaluate.metrics import BOUNDARY_TOLERANCE, BoundaryScore, ConfusionMatrix, Fractions
+from ddsm_deploy.images import Image, Labels, read_image
+from ddsm_deploy.runtime.segmenter import Segmenter
+from ddsm_deploy.spec import sha256_of
+
+_READERS = 2
+_AHEAD = 4  # pairs decoded before they are needed: bounds the memory
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvalResult:
+    """Accuracy over one split. All scores are percentages, 0..100.
+
+    Attributes:
+        model: its name.
+        sha256: of the file that ran.
+        backend: what ran it.
+        precision: what really ran.
+        dataset: kind of data set.
+        split: the part of it.
+        images: how many.
+        miou: mean IoU over the classes that appear in truth or prediction, from one confusion matrix over the split.
+        pixel_accuracy: share of the labelled pixels whose class is right.
+        boundary_f: mean over classes of the boundary F-score (see `metrics.BoundaryScore`); NaN without any boundary.
+        boundary_tolerance_px: its tolerance, pixels of the label map.
+        per_class: name -> IoU, in the data set's order; NaN for a class in neither truth nor prediction.
+        boundary_f_per_class: name -> boundary F-score; NaN for a class without a boundary.
+        pixels: labelled pixels compared.
+    """
+
+    model: str
+    sha256: str
+    backend: str
+    precision: str
+    dataset: str
+    split: str
+    images: int
+    miou: float
+    pixel_accuracy: float
+    boundary_f: float
+    boundary_tolerance_px: int
+    per_class: Mapping[str, float]
+    boundary_f_per_class: Mapping[str, float]
+    pixels: int
+
+    def to_json(self) -> str:
+        """The result as JSON text; null for NaN."""
+        return json.dumps(_without_nan(dataclasses.asdict(self)), indent=2, ensure_ascii=False)
+
+
+def evaluate(
+    segmenter: Segmenter,
+    dataset: Dataset,
+    *,
+    boundary_tolerance: int = BOUNDARY_TOLERANCE,
+    progress: Callable[[int, int], None] | None = None,
+) -> EvalResult:
+    """Runs a model over a split and scores its masks.
+
+    The mask has the image's size; where the label map has another, the mask is brought to that by nearest neighbour.
+    Classes are matched by name, so a model and a data set may number them differently.
+
+    Args:
+        segmenter: the model on a backend.
+        dataset: images and labels.
+        boundary_tolerance: of the boundary F-score, pixels of the label map.
+        progress: called after each image with the number done and the number of all.
+
+    Raises:
+        ConfigError: the tolerance is out of range.
+        InputError: model and data set have different classes, an image or label map is unreadable, or no pixel has a
+            label. Nothing is skipped.
+    """
+    names, count = dataset.classes.names, len(dataset.samples)
+    to_dataset = _match_classes(segmenter.spec.classes, names)
+    confusion = ConfusionMatrix(len(names))
+    boundaries = BoundaryScore(len(names), tolerance=boundary_tolerance)
+    for done, (image, truth) in enumerate(_read_ahead(dataset), start=1):
+        mask = to_dataset[segmenter.predict(image).mask]
+        if mask.shape != truth.shape:
+            mask = _resize(mask, truth.shape)
+        confusion.update(truth, mask)
+        boundaries.update(truth, mask)
+        if progress:
+            progress(done, count)
+    pixels = int(confusion.counts.sum())
+    if not pixels:
+        raise InputError(
+            f"no pixel of split {dataset.split!r} of this {dataset.name} data set has a label to compare with"
+        )
+    artifact = segmenter.artifact
+    return EvalResult(
+        model=artifact.name,
+        sha256=sha256_of(artifact.file(FILE_KINDS[segmenter.backend])),
+        backend=segmenter.backend,
+        precision=segmenter.precision,
+        dataset=dataset.name,
+        split=dataset.split,
+        images=count,
+        miou=100 * confusion.miou(),
+        pixel_accuracy=100 * confusion.pixel_accuracy(),
+        boundary_f=100 * boundaries.score(),
+        boundary_tolerance_px=boundary_tolerance,
+        per_class=_by_name(names, confusion.iou()),
+        boundary_f_per_class=_by_name(names, boundaries.f_scores()),
+        pixels=pixels,
+    )
+
+
+def _read_ahead(dataset: Dataset) -> Iterator[tuple[Image, Labels]]:
+    """The pairs in order, the next few decoded in threads while the caller works."""
+
+    def read(index: int) -> tuple[Image, Labels]:
+        return read_image(dataset.samples[index].image), dataset.labels(index)
+
+    count = len(dataset.samples)
+    with concurrent.futures.ThreadPoolExecutor(_READERS) as pool:
+        pending = collections.deque(pool.submit(read, index) for index in range(min(_AHEAD, count)))
+        for index in range(count):
+            pair = pending.popleft().result()
+            if index + _AHEAD < count:
+                pending.append(pool.submit(read, index + _AHEAD))
+            yield pair
+
+
+def _match_classes(model: Sequence[str], data: Sequence[str]) -> npt.NDArray[np.uint8]:
+    """Table from the model's class ids to the data set's, by name."""
+    for sign, names in (("the model", model), ("the data set", data)):
+        if len(set(names)) != len(names):
+            raise InputError(f"{sign} has two classes of one name: {_some(sorted(names))}")
+    only_model, only_data = sorted(set(model) - set(data)), sorted(set(data) - set(model))
+    if only_model or only_data:
+        raise InputError(
+            f"the model's {len(model)} classes are not the data set's {len(data)}: "
+            f"only the model has {_some(only_model)}; only the data set has {_some(only_data)}"
+        )
+    return np.array([data.index(name) for name in model], dtype=np.uint8)
+
+
+def _some(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:6]) or "none"
+    return f"{shown} and {len(names) - 6} more" if len(names) > 6 else shown
+
+
+def _resize(mask: Labels, size: tuple[int, ...]) -> Labels:
+    return np.asarray(cv2.resize(mask, (size[1], size[0]), interpolation=cv2.INTER_NEAREST_EXACT), dtype=np.uint8)
+
+
+def _by_name(names: Sequence[str], values: Fractions) -> dict[str, float]:
+    return {name: 100 * float(value) for name, value in zip(names, values, strict=True)}
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nan(entry) for key, entry in value.items()}
+    return None if isinstance(value, float) and math.isnan(value) else value

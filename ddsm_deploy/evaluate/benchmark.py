@@ -1,0 +1,334 @@
+"""Latency, throughput, start-up time and memory of a model on every backend that is installed.
+
+Each backend and precision runs in a process of its own, one image at a time (batch 1). All processes stay open, and
+rounds of a few runs alternate over them, so that a change in the machine's speed or load meets all alike. Every timed
+run counts: no outlier is removed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import math
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+from ddsm_deploy.artifact import Artifact, resolve
+from ddsm_deploy.engines import BACKENDS, EngineOptions, usable_backends
+from ddsm_deploy.errors import ConfigError, InputError
+from ddsm_deploy.evaluate.machine import machine_facts
+from ddsm_deploy.evaluate.worker import SETTLING_RUNS, WARM_UP_SECONDS, Task
+from ddsm_deploy.images import SUFFIXES
+
+TRIED: dict[str, tuple[str | None, ...]] = {
+    "torch": ("fp32", "bf16"),
+    "onnxruntime": (None,),  # as the graph is written
+    "openvino": ("fp32", "bf16"),
+}
+"""What is tried on each backend; one that this machine can't run becomes a row with its reason."""
+
+ROUND = 10
+"""Timed runs before the next backend's turn."""
+
+MAX_IMAGES = 32
+"""Images held in memory, decoded, by each process; of more, so many are taken at equal distances."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BenchOptions:
+    """How to measure.
+
+    Attributes:
+        backends: of `ddsm_deploy.engines.BACKENDS`; none means all.
+        precisions: tried on each backend; none means `TRIED`.
+        threads: of one inference; None leaves it to each runtime.
+        runs: timed runs a row.
+        seconds: no further round for a row whose timed runs have taken this long.
+        warm_up: untimed runs before the first timed one.
+        images: folder of images to run on in turn; None means noise at the model's input size.
+    """
+
+    backends: tuple[str, ...] = ()
+    precisions: tuple[str, ...] = ()
+    threads: int | None = None
+    runs: int = 100
+    seconds: float = 60.0
+    warm_up: int = 10
+    images: Path | None = None
+
+    def __post_init__(self) -> None:
+        for backend in self.backends:
+            if backend not in BACKENDS:
+                raise ConfigError(f"backend is {backend!r}; expected one of {', '.join(BACKENDS)}")
+        for precision in (None, *self.precisions):
+            EngineOptions(precision=precision, threads=self.threads)  # checks both
+        if self.runs < 1:
+            raise ConfigError(f"runs is {self.runs}; expected at least 1")
+        if self.warm_up < 0:
+            raise ConfigError(f"warm-up is {self.warm_up} runs; expected at least 0")
+        if not self.seconds > 0:
+            raise ConfigError(f"the time limit is {self.seconds} seconds; expected more than 0")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Row:
+    """One backend at one precision.
+
+    Attributes:
+        backend: as asked for.
+        precision: what really ran; what was asked for where nothing ran (None: the model's own).
+        threads: as asked for; None leaves it to the runtime.
+        load_ms: from nothing imported to ready: importing the runtime, reading and compiling the model.
+        first_ms: the first inference, end to end.
+        latencies_ms: every timed run, in order: from a uint8 image in memory to its mask at the image's size.
+        inferences_ms: the same runs' inference alone, without resizing the image and the mask.
+        peak_mb: most memory that the process held, 10⁶ bytes; decoded images included.
+        error: why there is no figure; empty where there are figures.
+    """
+
+    backend: str
+    precision: str | None
+    threads: int | None
+    load_ms: float = math.nan
+    first_ms: float = math.nan
+    latencies_ms: tuple[float, ...] = ()
+    inferences_ms: tuple[float, ...] = ()
+    peak_mb: float | None = None
+    error: str = ""
+
+    @property
+    def fps(self) -> float:
+        """Frames a second, one after the other: runs by their summed time."""
+        return 1000 * len(self.latencies_ms) / sum(self.latencies_ms)
+
+    def percentile(self, share: float) -> float:
+        """Latency that `share` per cent of the runs kept to, milliseconds (linear between neighbours)."""
+        return float(np.percentile(self.latencies_ms, share))
+
+    def fields(self) -> dict[str, Any]:
+        """The row as JSON values."""
+        asked = {"backend": self.backend, "precision": self.precision, "threads": self.threads, "batch": 1}
+        if self.error:
+            return {**asked, "error": self.error}
+        return {
+            **asked,
+            "runs": len(self.latencies_ms),
+            "p50_ms": self.percentile(50),
+            "p95_ms": self.percentile(95),
+            "p99_ms": self.percentile(99),
+            "max_ms": max(self.latencies_ms),
+            "mean_ms": float(np.mean(self.latencies_ms)),
+            "infer_p50_ms": float(np.percentile(self.inferences_ms, 50)),
+            "infer_p99_ms": float(np.percentile(self.inferences_ms, 99)),
+            "fps": self.fps,
+            "load_ms": self.load_ms,
+            "first_ms": self.first_ms,
+            "peak_mb": self.peak_mb,
+        }
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BenchResult:
+    """All rows, and what they were measured on."""
+
+    model: str
+    size: tuple[int, int]
+    images: str
+    options: BenchOptions
+    machine: dict[str, Any]
+    rows: tuple[Row, ...]
+
+    def to_json(self) -> str:
+        """The result as JSON text: ``machine``, ``method`` and ``rows``, times in milliseconds."""
+        method = {
+            "images": self.images,
+            "batch": 1,
+            "runs": self.options.runs,
+            "seconds": self.options.seconds,
+            "warm_up_runs": self.options.warm_up,
+            "warm_up_seconds": WARM_UP_SECONDS,
+            "order": f"one process a row; rounds of {ROUND} runs alternate over the rows; {SETTLING_RUNS} untimed runs "
+            "begin each round; no outlier is removed",
+        }
+        fields = {
+            "model": self.model,
+            "height": self.size[0],
+            "width": self.size[1],
+            "machine": self.machine,
+            "method": method,
+            "rows": [row.fields() for row in self.rows],
+        }
+        return json.dumps(fields, indent=2, ensure_ascii=False)
+
+
+def bench(
+    model: str | Path | None = None,
+    options: BenchOptions | None = None,
+    *,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> BenchResult:
+    """Measures a model on each backend and precision.
+
+    Args:
+        model: file, bundle folder or shipped name; None is the default model.
+        options: how to measure.
+        progress: called with what is going on, the timed runs done over all rows, and those planned.
+
+    Raises:
+        ArtifactError: no such model, or it is damaged.
+        InputError: `options.images` holds no image.
+    """
+    options = options or BenchOptions()
+    report = progress or (lambda text, done, planned: None)
+    artifact = resolve(model)
+    machine = machine_facts()  # before anything runs: its load average is that of the others
+    images = list_images(options.images) if options.images else ()
+    with contextlib.ExitStack() as stack:
+        workers = []
+        for task in _tasks(model, options, images):
+            report(f"opening {task.backend}", 0, options.runs)
+            workers.append(stack.enter_context(_Worker(task)))
+        _alternate([worker for worker in workers if not worker.error], options, report)
+        rows = [worker.row() for worker in workers]
+    return BenchResult(
+        model=artifact.name,
+        size=(artifact.spec.height, artifact.spec.width),
+        images=f"{len(images)} of {options.images}" if images else "noise at the model's input size",
+        options=options,
+        machine=machine,
+        rows=(*rows, *_not_installed(options)),
+    )
+
+
+def list_images(folder: Path) -> tuple[str, ...]:
+    """At most `MAX_IMAGES` image files of a folder and those below it, sorted, at equal distances in that order.
+
+    Raises:
+        InputError: no such folder, or no image in it.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder")
+    found = sorted(str(path) for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    if not found:
+        raise InputError(f"{folder}: no image there; looked for {' '.join(sorted(SUFFIXES))}")
+    return tuple(found[:: math.ceil(len(found) / MAX_IMAGES)])
+
+
+def _tasks(model: str | Path | None, options: BenchOptions, images: Sequence[str]) -> list[Task]:
+    return [
+        Task(
+            model=None if model is None else str(model),
+            backend=status.backend,
+            precision=precision,
+            threads=options.threads,
+            warm_up=options.warm_up,
+            images=tuple(images),
+        )
+        for status in usable_backends()
+        if status.available and status.backend in (options.backends or BACKENDS)
+        for precision in dict.fromkeys(options.precisions or TRIED[status.backend])
+    ]
+
+
+def _not_installed(options: BenchOptions) -> list[Row]:
+    return [
+        Row(backend=status.backend, precision=None, threads=options.threads, error=status.reason)
+        for status in usable_backends()
+        if not status.available and status.backend in (options.backends or BACKENDS)
+    ]
+
+
+def _alternate(workers: list[_Worker], options: BenchOptions, report: Callable[[str, int, int], None]) -> None:
+    planned = options.runs * len(workers)
+    while True:
+        waiting = [w for w in workers if not w.error and w.spent < options.seconds and len(w.times) < options.runs]
+        if not waiting:
+            return
+        for worker in waiting:
+            done = sum(len(w.times) for w in workers)
+            report(f"{worker.task.backend} {worker.precision}", done, planned)
+            worker.round(min(ROUND, options.runs - len(worker.times)))
+
+
+class _Worker:
+    """The parent's end of one worker process; a failure becomes its `error`."""
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+        self.precision = task.precision
+        self.times: list[tuple[float, float]] = []
+        self.error = ""
+        self._peak_mb: float | None = None
+        self._start = {"load_ms": math.nan, "first_ms": math.nan}
+
+    def __enter__(self) -> Self:
+        self._log = tempfile.TemporaryFile()
+        # -P: a file of the current folder must not pass for a module of the same name
+        command = [sys.executable, "-P", "-m", "ddsm_deploy.evaluate.worker"]
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True, encoding="utf-8"
+        )
+        answer = self._ask(dataclasses.asdict(self.task))
+        if not self.error:
+            self.precision = answer["precision"]
+            self._start = {name: answer[name] for name in self._start}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._process.kill()
+        self._process.communicate()
+        self._log.close()
+
+    @property
+    def spent(self) -> float:
+        """Seconds of timed runs so far."""
+        return sum(latency for latency, _ in self.times) / 1000
+
+    def round(self, runs: int) -> None:
+        answer = self._ask({"runs": runs})
+        if not self.error:
+            self.times += [(latency, inference) for latency, inference in answer["times_ms"]]
+            self._peak_mb = answer["peak_mb"]
+
+    def row(self) -> Row:
+        if self.error:
+            return Row(backend=self.task.backend, precision=self.precision, threads=self.task.threads, error=self.error)
+        latencies, inferences = zip(*self.times, strict=True)
+        return Row(
+            backend=self.task.backend,
+            precision=self.precision,
+            threads=self.task.threads,
+            latencies_ms=latencies,
+            inferences_ms=inferences,
+            peak_mb=self._peak_mb,
+            **self._start,
+        )
+
+    def _ask(self, fields: dict[str, Any]) -> dict[str, Any]:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        line = ""
+        with contextlib.suppress(BrokenPipeError):  # it died: told from its exit code below
+            self._process.stdin.write(json.dumps(fields) + "\n")
+            self._process.stdin.flush()
+            line = self._process.stdout.readline()
+        answer: dict[str, Any] = json.loads(line) if line.endswith("\n") else {"error": self._death()}
+        self.error = answer.get("error", "")
+        return answer
+
+    def _death(self) -> str:
+        code = self._process.wait()
+        self._log.seek(0)
+        lines = [line.strip() for line in self._log.read().decode(errors="replace").splitlines() if line.strip()]
+        how = f"signal {-code}" if code < 0 else f"exit code {code}"
+        return f"its process ended with {how}" + (f": {lines[-1]}" if lines else "")

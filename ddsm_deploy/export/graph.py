@@ -1,0 +1,156 @@
+"""From a torch module to a clean ONNX graph: traced, folded, free of traces of the machine, weights halved if asked for."""
+
+from __future__ import annotations
+
+import collections
+import re
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import onnx
+import torch
+from onnx import ModelProto, TensorProto, helper, numpy_helper
+from torch import nn
+
+from ddsm_deploy.errors import BackendError
+from ddsm_deploy.export.sampling import translation_table
+
+OPSET = 19
+"""Opset 20 renames GridSample's modes, and TensorRT's parsers up to 11.1 then sample nearest without a word."""
+
+DYNAMIC = {"none": (), "batch": (0,), "batch,size": (0, 1, 2)}
+"""Axes of the input N×H×W×3 that stay symbolic."""
+
+AXIS_NAMES = ("N", "H", "W")
+
+HALF_TOLERANCE = 1e-6
+"""Relative: folding a batch norm of scale one moves a float16 weight by an ulp of float32 (6e-8) at most."""
+
+
+def trace(module: nn.Module, size: tuple[int, int], *, dynamic: str, sampling: str, outputs: Sequence[str]) -> ModelProto:
+    """Exports a `DeployModule` at opset 19, batch norms folded into convolutions.
+
+    Args:
+        module: takes uint8 N×H×W×3; in evaluation mode.
+        size: height and width of the example, pixels; fixed in the graph unless `dynamic` says otherwise.
+        dynamic: a key of `DYNAMIC`.
+        sampling: a form of `sampling.SAMPLINGS`.
+        outputs: names, in the order in which the module gives them.
+
+    Raises:
+        BackendError: torch's exporter can't do it.
+    """
+    axes = DYNAMIC[dynamic]
+    # a symbolic axis whose example is 1 would be specialised to 1
+    example = torch.zeros(2 if 0 in axes else 1, *size, 3, dtype=torch.uint8)
+    try:
+        with _quiet():
+            program = torch.onnx.export(
+                module,
+                (example,),
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=["image"],
+                output_names=list(outputs),
+                dynamic_shapes=({axis: torch.export.Dim.DYNAMIC for axis in axes},) if axes else None,
+                custom_translation_table=translation_table(sampling),
+                verbose=False,
+            )
+    except (torch.onnx.OnnxExporterError, torch._dynamo.exc.UserError) as exc:
+        raise BackendError(
+            f"torch can't export this network with dynamic={dynamic!r} ({_reason(exc)}); "
+            "a static size (--dynamic none) asks least of it"
+        ) from exc
+    model = program.model_proto
+    _strip(model)
+    _name_axes(model, axes)
+    return model
+
+
+def set_metadata(model: ModelProto, entries: Mapping[str, str]) -> None:
+    """Replaces the model's metadata by `entries`, sorted by key."""
+    helper.set_model_props(model, dict(sorted(entries.items())))
+
+
+def halve_weights(model: ModelProto) -> float:
+    """Stores weights of convolutions and matrix products as float16, each with a Cast to float32 behind it.
+
+    Only tensors whose every value is a float16 already (see `HALF_TOLERANCE`) are touched, so the function computed does
+    not change. Runtimes fold the casts when they load the file.
+
+    Returns:
+        The share of those weights that now is float16, 0..1, counted in numbers.
+    """
+    graph = model.graph
+    stored = {tensor.name: tensor for tensor in graph.initializer}
+    uses = collections.Counter(name for node in graph.node for name in node.input)
+    total = halved = 0
+    nodes: list[onnx.NodeProto] = []
+    for node in graph.node:
+        names = [n for n in node.input[:2] if n in stored] if node.op_type in ("Conv", "Gemm", "MatMul") else []
+        for name in names:
+            weight = numpy_helper.to_array(stored[name])
+            if weight.dtype != np.float32 or weight.ndim < 2:
+                continue
+            total += weight.size
+            half = _as_half(weight)
+            if half is None or uses[name] > 1:
+                continue
+            halved += weight.size
+            stored[name].CopyFrom(numpy_helper.from_array(half, name))
+            cast = f"{name}.fp32"
+            nodes.append(helper.make_node("Cast", [name], [cast], name=f"{cast}.cast", to=TensorProto.FLOAT))
+            node.input[list(node.input).index(name)] = cast
+        nodes.append(node)
+    del graph.node[:]
+    graph.node.extend(nodes)
+    return halved / total if total else 0.0
+
+
+def _as_half(weight: np.ndarray) -> np.ndarray | None:
+    """The nearest float16 values, or None where one of them is not the same number."""
+    with np.errstate(over="ignore"):
+        half = weight.astype(np.float16)
+    same = np.abs(half.astype(np.float32) - weight) <= HALF_TOLERANCE * np.abs(weight)
+    return half if bool(same.all()) else None
+
+
+def _strip(model: ModelProto) -> None:
+    """Removes what depends on the machine or repeats: stack traces, documentation, inferred shapes of intermediates."""
+    model.doc_string = ""
+    del model.metadata_props[:]
+    graph = model.graph
+    graph.doc_string = ""
+    del graph.metadata_props[:], graph.value_info[:]
+    for item in (*graph.node, *graph.input, *graph.output, *graph.initializer):
+        item.doc_string = ""
+        del item.metadata_props[:]
+
+
+def _name_axes(model: ModelProto, axes: Sequence[int]) -> None:
+    """Calls the symbolic axes N, H, W at the input and at every output, where they are those of the input."""
+    first = model.graph.input[0].type.tensor_type.shape.dim
+    names = {first[axis].dim_param: AXIS_NAMES[axis] for axis in axes}
+    for info in (*model.graph.input, *model.graph.output):
+        for dim in info.type.tensor_type.shape.dim:
+            if dim.HasField("dim_param"):
+                dim.dim_param = names.get(dim.dim_param, dim.dim_param)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    with warnings.catch_warnings():
+        # the exporter and what it calls warn about their own deprecations and about axes that turn out equal
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _reason(exc: BaseException) -> str:
+    """The innermost cause's first line, shortened: the exporter's own message is a page long."""
+    while exc.__cause__ is not None:
+        exc = exc.__cause__
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(exc)).strip()
+    first = text.splitlines()[0] if text else ""
+    return f"{type(exc).__name__}: {first[:200]}"

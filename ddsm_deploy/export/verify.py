@@ -1,0 +1,160 @@
+"""Running an exported file and comparing it with torch, so that no export ends unseen."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ddsm_deploy.errors import BackendError, BackendMissing, ConfigError, InputError
+from ddsm_deploy.images import SUFFIXES, read_image
+from ddsm_deploy.model.deploy import DeployModule
+from ddsm_deploy.spec import ModelSpec
+
+Array = npt.NDArray[Any]
+
+MAX_IMAGES = 32
+"""Of a larger folder this many are compared, evenly spaced."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Parity:
+    """What the comparison of a file with torch gave.
+
+    Attributes:
+        images: how many images were compared.
+        agreement: share of pixels with the same class, 0..1.
+        max_logit_error: largest absolute difference of a logit; None where the file gives no logits.
+    """
+
+    images: int
+    agreement: float
+    max_logit_error: float | None
+
+
+def require_onnxruntime() -> None:
+    """Raises `BackendMissing` unless ONNX Runtime is installed: said before an export starts, not after it."""
+    if importlib.util.find_spec("onnxruntime") is None:
+        raise BackendMissing("onnxruntime", extra="cpu")
+
+
+def find_images(paths: Sequence[Path]) -> list[Path]:
+    """Image files among `paths`, folders searched recursively; evenly thinned to `MAX_IMAGES`.
+
+    Raises:
+        InputError: a path does not exist, or a folder holds no image.
+    """
+    found: list[Path] = []
+    for path in paths:
+        if not path.exists():
+            raise InputError(f"{path}: no such file or folder")
+        inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
+        if not inside:
+            raise InputError(f"{path}: a folder without images; expected files such as .png or .jpg")
+        found.extend(inside)
+    picks = np.linspace(0, len(found) - 1, min(len(found), MAX_IMAGES)).round().astype(int)
+    return [found[i] for i in picks]
+
+
+def load_images(paths: Sequence[Path], spec: ModelSpec) -> list[Array]:
+    """Images as the deployed input wants them: uint8 1×H×W×3 at the spec's size, in the spec's channel order."""
+    arrays = []
+    for path in paths:
+        image = cv2.resize(read_image(path), (spec.width, spec.height), interpolation=cv2.INTER_LINEAR)
+        arrays.append((image if spec.channel_order == "bgr" else image[..., ::-1])[None])
+    return arrays
+
+
+def synthetic_images(height: int, width: int, count: int = 4) -> list[Array]:
+    """Shaded planes, coloured shapes and noise, always the same ones: uint8 1×H×W×3 each."""
+    rng = np.random.default_rng(0)
+    rows, columns = np.mgrid[0:height, 0:width].astype(np.float32)
+    images = []
+    for index in range(count):
+        slopes = rng.uniform(-128, 128, (2, 3))
+        image = 128 + (rows / height - 0.5)[..., None] * slopes[0] + (columns / width - 0.5)[..., None] * slopes[1]
+        image = np.ascontiguousarray(image.clip(0, 255).astype(np.uint8))
+        for _ in range(12):
+            colour = [int(c) for c in rng.integers(0, 256, 3)]
+            x, y = int(rng.integers(0, width)), int(rng.integers(0, height))
+            reach = int(rng.integers(2, max(3, min(height, width) // 3)))
+            if rng.random() < 0.5:
+                cv2.rectangle(image, (x, y), (x + reach, y + 2 * reach), colour, thickness=-1)
+            else:
+                cv2.circle(image, (x, y), reach, colour, thickness=-1)
+        noise = rng.normal(0, 6 * (index + 1), image.shape)
+        images.append((image + noise).clip(0, 255).astype(np.uint8)[None])
+    return images
+
+
+def compare(path: Path, module: DeployModule, images: Sequence[Array], *, dynamic: str) -> Parity:
+    """Runs an ONNX file on ONNX Runtime (CPU) beside the torch module it was made from.
+
+    A file with a symbolic batch is given a batch of two as well, and one with symbolic sizes also an odd, smaller size.
+
+    Args:
+        path: the file.
+        module: the reference.
+        images: uint8 1×H×W×3 each, at least one.
+        dynamic: which axes are symbolic, as in `graph.DYNAMIC`.
+
+    Raises:
+        ConfigError: no images: a comparison of nothing would pass.
+        BackendError: the file does not load or run.
+    """
+    if not images:
+        raise ConfigError("no image to verify the export on")
+    equal = pixels = 0
+    error: float | None = None
+    session = _session(path)
+    for feed in _feeds(images, dynamic):
+        got = dict(zip(module.outputs, _run(session, path, feed), strict=True))
+        with torch.inference_mode():
+            want = {n: t.numpy() for n, t in zip(module.outputs, module(torch.from_numpy(feed)), strict=True)}
+        if got["mask"].dtype != np.uint8 or got["mask"].shape != feed.shape[:3]:
+            raise BackendError(f"{path}: gives a {got['mask'].dtype} mask of {got['mask'].shape} for {feed.shape}")
+        equal += int((got["mask"] == want["mask"]).sum())
+        pixels += want["mask"].size
+        if "logits" in want:
+            error = max(error or 0.0, float(np.abs(got["logits"] - want["logits"]).max()))
+    return Parity(images=len(images), agreement=equal / pixels, max_logit_error=error)
+
+
+def _feeds(images: Sequence[Array], dynamic: str) -> Iterator[Array]:
+    yield from images
+    if dynamic != "none":
+        yield np.concatenate([images[0], images[-1]])
+    if dynamic == "batch,size":
+        height, width = images[0].shape[1:3]
+        size = (max(32, width // 2 + 3), max(32, height // 2 + 5))
+        yield cv2.resize(np.ascontiguousarray(images[0][0]), size)[None]
+
+
+def _session(path: Path) -> Any:
+    import onnxruntime  # lazily: an export with verification off needs none
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as exc:  # its exceptions share no base but Exception
+        raise BackendError(f"{path}: ONNX Runtime can't load the exported graph ({_line(exc)})") from exc
+
+
+def _run(session: Any, path: Path, feed: Array) -> list[Array]:
+    try:
+        results: list[Array] = session.run(None, {"image": np.ascontiguousarray(feed)})
+        return results
+    except Exception as exc:  # its exceptions share no base but Exception
+        raise BackendError(f"{path}: ONNX Runtime can't run the exported graph ({_line(exc)})") from exc
+
+
+def _line(exc: Exception) -> str:
+    return str(exc).strip().splitlines()[0][:300] if str(exc).strip() else type(exc).__name__

@@ -1,0 +1,176 @@
+"""Reading images and label maps from files, safely: every failure is an `InputError` that names the file.
+
+Pillow reads the header (so that a decompression bomb is refused before a byte of it is decoded) and label maps (so that
+indices of a palette PNG stay indices); OpenCV decodes images, being several times faster at it. What OpenCV forgives,
+this page does not: a truncated file would come out partly grey, and its mask would look like a result.
+"""
+
+from __future__ import annotations
+
+import io
+import stat
+import threading
+import warnings
+from pathlib import Path
+from typing import BinaryIO
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import PIL.Image
+
+from ddsm_deploy.errors import InputError
+
+Image = npt.NDArray[np.uint8]
+"""uint8, H×W×3, BGR as OpenCV gives it."""
+
+Labels = npt.NDArray[np.uint8]
+"""uint8, H×W, class ids."""
+
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
+"""What counts as an image in a folder, compared in lower case."""
+
+MAX_PIXELS = 100_000_000
+"""Images above this are refused: 100 megapixels are 300 MB decoded, beyond any camera on a robot."""
+
+_BYTES_PER_PIXEL = 8  # 16-bit RGBA, uncompressed: the most that an honest file takes
+_METADATA_BYTES = 1 << 24
+_PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
+_JPEG_END = b"\xff\xd9"
+
+_pillow = threading.Lock()  # warnings.catch_warnings swaps process-wide state
+
+
+def image_size(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+    """Height and width in pixels from the header alone, before EXIF rotation.
+
+    Raises:
+        InputError: not a readable image, or larger than `max_pixels`.
+    """
+    path = Path(path)
+    try:
+        _check_regular(path)
+        with path.open("rb") as file:
+            return _header(file, path, max_pixels)[1:]
+    except OSError as exc:
+        raise InputError(f"{path}: can't be read ({exc.strerror or exc})") from exc
+
+
+def read_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Image:
+    """Decodes an image file of any usual kind to uint8 H×W×3, BGR.
+
+    Grey is repeated over the three channels, alpha is dropped, 16-bit is scaled to 8, CMYK is converted, and an EXIF
+    orientation is applied, so the result is what a viewer shows. Of several pages or frames the first is taken.
+
+    Raises:
+        InputError: missing, empty, truncated, not an image, or larger than `max_pixels`.
+    """
+    path = Path(path)
+    try:
+        size = _check_regular(path)
+        with path.open("rb") as file:
+            kind, height, width = _header(file, path, max_pixels)
+            if size > max_pixels * _BYTES_PER_PIXEL + _METADATA_BYTES:
+                raise InputError(f"{path}: {size >> 20} MiB hold no image within the limit of {max_pixels} pixels")
+            file.seek(0)
+            data = file.read()
+    except OSError as exc:
+        raise InputError(f"{path}: can't be read ({exc.strerror or exc})") from exc
+    except MemoryError as exc:
+        raise InputError(f"{path}: out of memory while reading it") from exc
+    _check_whole(kind, data, path)
+    try:
+        image = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), cv2.IMREAD_COLOR)
+    except (cv2.error, MemoryError) as exc:
+        raise InputError(f"{path}: can't be decoded ({_one_line(exc)})") from exc
+    if image is None:
+        raise InputError(f"{path}: can't be decoded; the {kind} file ({width}x{height}) is damaged or of a rare kind")
+    return image.astype(np.uint8, copy=False)
+
+
+def read_labels(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Labels:
+    """Reads a label map: an 8-bit PNG, grey or palette, whose pixel is the class id. Returns uint8, H×W.
+
+    Raises:
+        InputError: unreadable, or not one channel of 8 bits.
+    """
+    path = Path(path)
+    image_size(path, max_pixels=max_pixels)
+    try:
+        with PIL.Image.open(path) as image:
+            if image.mode not in ("L", "P"):
+                raise InputError(f"{path}: a label map is an 8-bit grey or palette image, this one is {image.mode}")
+            return np.array(image, dtype=np.uint8)
+    except InputError:
+        raise
+    except Exception as exc:  # Pillow's format plugins raise many kinds on damaged data
+        raise InputError(f"{path}: can't be decoded ({_one_line(exc)})") from exc
+
+
+def _check_regular(path: Path) -> int:
+    """The file's size in bytes; a pipe or a device would block or never end, so only plain files are read."""
+    try:
+        status = path.stat()
+    except FileNotFoundError as exc:
+        what = "a link to nothing" if path.is_symlink() else "no such file"
+        raise InputError(f"{path}: {what}") from exc
+    if stat.S_ISDIR(status.st_mode):
+        raise InputError(f"{path}: a folder, not an image")
+    if not stat.S_ISREG(status.st_mode):
+        raise InputError(f"{path}: not a plain file")
+    if status.st_size == 0:
+        raise InputError(f"{path}: the file is empty")
+    return status.st_size
+
+
+def _header(file: BinaryIO, path: Path, max_pixels: int) -> tuple[str, int, int]:
+    """Format (Pillow's word for it), height and width, read from a file's first bytes."""
+    try:
+        with _pillow, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's own bomb warning: the limit below is ours
+            with PIL.Image.open(file) as image:
+                kind, (width, height) = image.format or "image", image.size
+    except PIL.UnidentifiedImageError as exc:
+        raise InputError(f"{path}: not an image, or damaged from its first bytes on") from exc
+    except PIL.Image.DecompressionBombError as exc:
+        raise InputError(f"{path}: larger than the limit of {max_pixels} pixels") from exc
+    except Exception as exc:  # Pillow's format plugins raise many kinds on damaged headers
+        raise InputError(f"{path}: not a readable image ({_one_line(exc)})") from exc
+    if height * width > max_pixels:
+        raise InputError(f"{path}: {width}x{height} is above the limit of {max_pixels} pixels")
+    return kind, height, width
+
+
+def _check_whole(kind: str, data: bytes, path: Path) -> None:
+    """Refuses a file whose end is missing, where OpenCV may decode what is there and stay silent."""
+    if kind == "PNG" and data.rfind(_PNG_END) < 0:
+        raise InputError(f"{path}: truncated; the PNG's last chunk is missing")
+    if kind in ("JPEG", "MPO") and not _jpeg_ends(data):
+        raise InputError(f"{path}: truncated; the JPEG's end is missing")
+    if kind == "TIFF":
+        # OpenCV returns what it could read of a damaged strip (seen with 5.0), so Pillow reads it once, strictly.
+        try:
+            with _pillow, warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                with PIL.Image.open(io.BytesIO(data)) as image:
+                    image.load()
+        except Exception as exc:
+            raise InputError(f"{path}: the TIFF is damaged or truncated ({_one_line(exc)})") from exc
+
+
+def _jpeg_ends(data: bytes) -> bool:
+    """Whether an end marker follows the first scan; a thumbnail in the EXIF block brings one of its own before it."""
+    at = 2
+    while at + 4 <= len(data) and data[at] == 0xFF:
+        marker = data[at + 1]
+        if marker == 0xDA:  # start of scan
+            return data.rfind(_JPEG_END, at) >= 0
+        if marker == 0xFF:  # fill byte
+            at += 1
+        else:
+            at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return False
+
+
+def _one_line(exc: BaseException) -> str:
+    return " ".join(str(getattr(exc, "err", "") or exc).split()) or type(exc).__name__

@@ -1,0 +1,119 @@
+"""Training data: files to augmented tensors."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset as TorchDataset
+
+from ddsm_deploy.datasets import IGNORE, Dataset
+from ddsm_deploy.errors import InputError
+from ddsm_deploy.images import read_image
+from ddsm_deploy.train.config import TrainConfig
+
+Pixels = npt.NDArray[np.uint8]
+
+
+class TrainImages(TorchDataset[tuple[Tensor, Tensor]]):
+    """Random scale, crop, flip and photometric changes. Items: image uint8 3×H×W (RGB), labels int64 H×W."""
+
+    def __init__(self, dataset: Dataset, config: TrainConfig) -> None:
+        self.dataset = dataset
+        self.config = config
+
+    def __len__(self) -> int:
+        return len(self.dataset.samples)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        image, labels = _read(self.dataset, index)
+        # torch's generator is the one that DataLoader seeds in each worker and epoch
+        rng = np.random.default_rng(int(torch.randint(2**62, ())))
+        image, labels = random_scale_crop(image, labels, rng, crop=self.config.crop, scale=self.config.scale)
+        if rng.random() < 0.5:
+            image, labels = image[:, ::-1], labels[:, ::-1]
+        return _tensors(photometric(image, rng), labels)
+
+
+class EvalImages(TorchDataset[tuple[Tensor, Tensor]]):
+    """Whole images at the deployed size, unchanged. Items as in `TrainImages`."""
+
+    def __init__(self, dataset: Dataset, config: TrainConfig) -> None:
+        self.dataset = dataset
+        self.size = (config.width, config.height)
+
+    def __len__(self) -> int:
+        return len(self.dataset.samples)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        image, labels = _read(self.dataset, index)
+        image = cv2.resize(image, self.size, interpolation=cv2.INTER_LINEAR)
+        labels = cv2.resize(labels, self.size, interpolation=cv2.INTER_NEAREST_EXACT)
+        return _tensors(image, labels)
+
+
+def random_scale_crop(
+    image: Pixels, labels: Pixels, rng: np.random.Generator, *, crop: tuple[int, int], scale: tuple[float, float]
+) -> tuple[Pixels, Pixels]:
+    """Scales by a random factor and cuts a random window of `crop` rows and columns; what lies outside is `IGNORE`."""
+    factor = float(np.exp(rng.uniform(np.log(scale[0]), np.log(scale[1]))))
+    height, width = (max(1, round(side * factor)) for side in labels.shape)
+    image = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
+    labels = cv2.resize(labels, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
+    rows, columns = crop
+    pad_y, pad_x = max(0, rows - height), max(0, columns - width)
+    if pad_y or pad_x:
+        above, left = int(rng.integers(pad_y + 1)), int(rng.integers(pad_x + 1))
+        border = (above, pad_y - above, left, pad_x - left, cv2.BORDER_CONSTANT)
+        image = cv2.copyMakeBorder(image, *border, value=(127, 127, 127))
+        labels = cv2.copyMakeBorder(labels, *border, value=IGNORE)
+    top = int(rng.integers(labels.shape[0] - rows + 1))
+    left = int(rng.integers(labels.shape[1] - columns + 1))
+    window = np.s_[top : top + rows, left : left + columns]
+    return image[window], labels[window]
+
+
+def photometric(image: Pixels, rng: np.random.Generator) -> Pixels:
+    """Random brightness, contrast, gamma, saturation, hue and slight blur of a uint8 BGR image."""
+    levels = np.arange(256, dtype=np.float32) / 255
+    levels = levels ** float(rng.uniform(0.75, 1.35))
+    levels = (levels - 0.5) * float(rng.uniform(0.75, 1.3)) + 0.5 + float(rng.uniform(-0.12, 0.12))
+    image = cv2.LUT(np.ascontiguousarray(image), (levels.clip(0, 1) * 255).astype(np.uint8))
+    hsv = cv2.cvtColor(image, cv2.COLOR_BGR2HSV)
+    ramp = np.arange(256, dtype=np.float32)
+    hue = ((ramp + rng.uniform(-6, 6)) % 180).astype(np.uint8)
+    saturation = (ramp * rng.uniform(0.6, 1.4)).clip(0, 255).astype(np.uint8)
+    hsv = cv2.LUT(hsv, np.stack([hue, saturation, np.arange(256, dtype=np.uint8)], 1)[None])
+    image = cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR)
+    if rng.random() < 0.2:
+        image = cv2.GaussianBlur(image, (3, 3), 0)
+    return image
+
+
+def class_weights(dataset: Dataset) -> npt.NDArray[np.float32]:
+    """Square root of (median frequency / own frequency) per class, within 0.5 and 3; absent classes weigh 1."""
+    count = np.zeros(256, dtype=np.int64)
+    for index in range(len(dataset.samples)):
+        count += np.bincount(dataset.labels(index).ravel(), minlength=256)
+    count = count[: len(dataset.classes.names)]
+    if not count.any():
+        raise InputError(f"split {dataset.split!r} has no labelled pixel")
+    present = count > 0
+    weights = np.ones(len(count), dtype=np.float32)
+    weights[present] = np.sqrt(np.median(count[present]) / count[present]).clip(0.5, 3)
+    return weights
+
+
+def _read(dataset: Dataset, index: int) -> tuple[Pixels, Pixels]:
+    sample = dataset.samples[index]
+    image, labels = read_image(sample.image), dataset.labels(index)
+    if image.shape[:2] != labels.shape:
+        raise InputError(f"{sample.labels}: labels are {labels.shape}, but the image is {image.shape[:2]}")
+    return image, labels
+
+
+def _tensors(image: Pixels, labels: Pixels) -> tuple[Tensor, Tensor]:
+    rgb = np.ascontiguousarray(image[..., ::-1].transpose(2, 0, 1))
+    return torch.from_numpy(rgb), torch.from_numpy(labels.astype(np.int64))

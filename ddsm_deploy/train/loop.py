@@ -1,0 +1,190 @@
+"""One training run on Lightning: data, loggers, checkpoints, resuming."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from torch.utils.data import DataLoader
+
+from ddsm_deploy.datasets import Dataset, open_dataset
+from ddsm_deploy.errors import ConfigError, InputError
+from ddsm_deploy.model.checkpoint import load_weights, save_checkpoint
+from ddsm_deploy.model.network import build_network, load_imagenet
+from ddsm_deploy.spec import ModelSpec
+from ddsm_deploy.train.config import TrainConfig
+from ddsm_deploy.train.data import EvalImages, TrainImages, class_weights
+from ddsm_deploy.train.module import SegmentationTask
+
+LAST = "last.ckpt"
+BEST = "best.safetensors"
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainResult:
+    """What a run ended with: the best checkpoint, its validation mIoU in percent, and its epoch (from 0)."""
+
+    checkpoint: Path
+    miou: float
+    epoch: int
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes beside the target and renames, so that a kill while saving leaves the previous `last.ckpt` whole."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        temporary = Path(f"{path}.part")
+        super().save_checkpoint(checkpoint, temporary, storage_options)
+        os.replace(temporary, path)
+
+
+class KeepBest(Callback):
+    """Validates, logs, and keeps the best network as safetensors. Listed before the EMA callback, whose averaged weights
+    are still in place when this one runs."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.miou = -1.0
+        self.epoch = -1
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, SegmentationTask)
+        miou, classes = pl_module.validation_miou()
+        pl_module.confusion.reset()
+        if trainer.sanity_checking:
+            return
+        pl_module.log("val/miou", miou, prog_bar=True)
+        for name, iou in zip(pl_module.spec.classes, classes, strict=True):
+            pl_module.log(f"val/iou/{name}", iou)
+        if miou > self.miou:
+            self.miou, self.epoch = miou, trainer.current_epoch
+            if trainer.is_global_zero:
+                facts = {"val_miou": f"{miou:.2f}", "epoch": str(trainer.current_epoch)}
+                save_checkpoint(self.path, pl_module.network, pl_module.spec.with_provenance(**facts))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"miou": self.miou, "epoch": self.epoch}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.miou, self.epoch = state_dict["miou"], state_dict["epoch"]
+
+
+def train(config: TrainConfig) -> TrainResult:
+    """Runs one training, or goes on with one that was stopped.
+
+    Raises:
+        ConfigError: the output folder holds another run, or there is none to resume.
+        InputError: the data can't be read.
+    """
+    last = config.output / LAST
+    if config.resume and not last.is_file():
+        raise ConfigError(f"{config.output}: nothing to resume (no {LAST})")
+    if not config.resume and last.exists():
+        raise ConfigError(f"{config.output}: holds a run already; go on with it by --resume, or name another folder")
+    try:
+        config.output.mkdir(parents=True, exist_ok=True)
+    except OSError as exc:
+        raise InputError(f"{config.output}: can't be made ({exc.strerror or exc})") from exc
+    training = open_dataset(config.dataset, config.data, config.train_split)
+    validation = open_dataset(config.dataset, config.data, config.val_split)
+    pl.seed_everything(config.seed, workers=True, verbose=False)
+    task = _task(config, training)
+    best = KeepBest(config.output / BEST)
+    trainer = _trainer(config, best)
+    _record(config)
+    trainer.fit(
+        task,
+        _loader(TrainImages(training, config), config, shuffle=True),
+        _loader(EvalImages(validation, config), config, shuffle=False),
+        ckpt_path=last if config.resume else None,
+        weights_only=True,  # tensors and plain values only: nothing in the file is executed
+    )
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+    return TrainResult(best.path, best.miou, best.epoch)
+
+
+def _task(config: TrainConfig, training: Dataset) -> SegmentationTask:
+    classes = training.classes
+    network = build_network(config.network, len(classes.names))
+    facts: dict[str, Any] = {}
+    if config.init is not None:
+        load_weights(network, config.init)
+    elif config.pretrained:
+        facts["mean"], facts["std"] = load_imagenet(network.backbone, config.network.backbone)
+    network.to(memory_format=torch.channels_last)
+    spec = ModelSpec(
+        name=config.output.name,
+        classes=classes.names,
+        palette=classes.palette,
+        height=config.height,
+        width=config.width,
+        network=config.network,
+        provenance={
+            "dataset": f"{config.dataset}/{config.train_split} ({len(training.samples)} images)",
+            "torch": torch.__version__,
+            "schedule": f"{config.epochs} epochs, batch {config.batch}, crop {config.crop[0]}x{config.crop[1]}, seed {config.seed}",
+        },
+        **facts,
+    )
+    weights = class_weights(training) if config.class_weights == "sqrt" else [1.0] * len(classes.names)
+    return SegmentationTask(network, spec, config, torch.as_tensor(weights, dtype=torch.float32))
+
+
+def _trainer(config: TrainConfig, best: KeepBest) -> pl.Trainer:
+    callbacks: list[Callback] = [best]
+    if config.ema:
+        callbacks.append(EMAWeightAveraging(decay=config.ema))
+    callbacks.append(ModelCheckpoint(config.output, filename="last", save_top_k=1, monitor=None, enable_version_counter=False))
+    callbacks.append(RichProgressBar(leave=True))
+    return pl.Trainer(
+        default_root_dir=config.output,
+        max_epochs=config.epochs,
+        accelerator=config.accelerator,
+        devices=config.devices if config.devices == "auto" else int(config.devices),
+        precision=lightning_precision(config.precision),
+        callbacks=callbacks,
+        logger=[
+            CSVLogger(config.output, name=None, version="logs"),
+            TensorBoardLogger(str(config.output), name=None, version="logs"),
+        ],
+        plugins=[AtomicCheckpointIO()],
+        gradient_clip_val=5.0,
+        sync_batchnorm=config.devices not in ("auto", "1"),
+        num_sanity_val_steps=1,
+        log_every_n_steps=10,
+        enable_model_summary=False,
+    )
+
+
+def lightning_precision(precision: str) -> Any:
+    """Lightning's word for ours; ``auto`` is bf16 where the hardware computes in it, since emulation is many times slower."""
+    if precision == "auto":
+        on_gpu = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+        on_cpu = not torch.cuda.is_available() and torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        precision = "bf16" if on_gpu or on_cpu else "fp32"
+    return {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}[precision]
+
+
+def _loader(images: Any, config: TrainConfig, *, shuffle: bool) -> DataLoader[Any]:
+    return DataLoader(
+        images,
+        batch_size=config.batch,
+        shuffle=shuffle,
+        drop_last=shuffle and len(images) >= config.batch,
+        num_workers=config.workers,
+        persistent_workers=config.workers > 0,
+    )
+
+
+def _record(config: TrainConfig) -> None:
+    text = json.dumps(dataclasses.asdict(config), indent=2, default=str)
+    (config.output / "config.json").write_text(text + "\n", encoding="utf-8")

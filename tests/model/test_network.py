@@ -1,0 +1,93 @@
+"""Blocks and networks: shapes, the promises that docstrings make, the graph's forbidden operators."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from ddsm_deploy.errors import ConfigError
+from ddsm_deploy.model.blocks import ChannelBranch, Fusion, SpatialBranch, area_pool, regular_grid
+from ddsm_deploy.model.network import VARIANTS, build_network
+from ddsm_deploy.model.operator import reference
+from ddsm_deploy.spec import FUSIONS, NetworkConfig
+
+
+@pytest.mark.parametrize("variant", sorted(set(VARIANTS) - {"ddsm-r101"}))
+def test_variants_give_logits_at_the_inputs_size(variant: str) -> None:
+    network = build_network(VARIANTS[variant], 5).eval()
+    with torch.inference_mode():
+        assert network(torch.zeros(1, 3, 65, 97)).shape == (1, 5, 65, 97)  # no multiple of the stride
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_every_fusion_starts_as_the_plain_pyramid(fusion: str) -> None:
+    torch.manual_seed(0)
+    spatial = SpatialBranch(16, sample_channels=8, samples=9, dilation=2)
+    channel = ChannelBranch(16, pooled=4, samples=9)
+    plain = Fusion(16, spatial=None, channel=None).eval()
+    fused = Fusion(
+        16,
+        spatial=spatial if fusion in ("ddsm", "spatial") else None,
+        channel=channel if fusion in ("ddsm", "channel") else None,
+    ).eval()
+    fused.merge = plain.merge
+    low, high = torch.randn(2, 16, 12, 14), torch.randn(2, 16, 6, 7)
+    torch.testing.assert_close(fused(low, high), plain(low, high))
+
+
+def test_every_parameter_learns_once_the_gates_are_open() -> None:
+    torch.manual_seed(0)
+    network = build_network(NetworkConfig(backbone="resnet10t", channels=16, sample_channels=8), 4)
+    for fusion in network.fusions:
+        for branch in (fusion.spatial, fusion.channel):
+            torch.nn.init.ones_(branch.out[1].weight)
+            torch.nn.init.normal_(branch.offset.weight, std=0.01)
+    network(torch.randn(2, 3, 64, 96)).square().mean().backward()
+    own = [(n, p) for n, p in network.named_parameters() if not n.startswith("backbone.")]  # timm starts some gates at zero
+    dead = [name for name, p in own if p.grad is None or not p.grad.abs().sum() > 0]
+    assert dead == []
+
+
+def test_channel_branch_equals_sampling_the_channels_themselves() -> None:
+    """The mixing matrix times `x_h` is the paper's formulation: whole channels as values on the plane."""
+    torch.manual_seed(0)
+    c, a = 16, 4
+    branch = ChannelBranch(c, pooled=a, samples=9).eval()
+    torch.nn.init.normal_(branch.offset.weight, std=0.05)
+    torch.nn.init.ones_(branch.out[1].weight)
+    low, high = torch.randn(2, c, 12, 10), torch.randn(2, c, 6, 5)
+    pooled = [area_pool(x, a) for x in (low, high)]
+    query = branch._plane(branch.query_norm, branch.query(pooled[0]))
+    key = branch._plane(branch.key_norm, branch.key(torch.cat(pooled, 1)))
+    offset = branch.offset(torch.cat([query, key], 1))
+    values = high.flatten(2).transpose(1, 2).reshape(2, 30, 4, 4)  # h·w "channels" on the √C×√C plane
+    direct = reference(query, key, values, offset).flatten(2).transpose(1, 2).reshape(2, c, 6, 5)
+    torch.testing.assert_close(branch(low, high), branch.out(direct), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("rows", "columns", "cells"), [(12, 16, 4), (6, 6, 1), (8, 24, 8)])
+def test_area_pool_equals_torchs_where_cells_are_whole(rows: int, columns: int, cells: int) -> None:
+    x = torch.randn(2, 3, rows, columns)
+    torch.testing.assert_close(area_pool(x, cells), F.adaptive_avg_pool2d(x, cells))
+
+
+def test_area_pool_weighs_fractions() -> None:
+    x = torch.tensor([[[[1.0, 2.0, 4.0]]]])
+    # cells of 1.5 pixels: (1 + 2/2) / 1.5 and (2/2 + 4) / 1.5; one row spread over two cells is itself
+    expected = torch.tensor([[2 / 1.5, 5 / 1.5]]).expand(2, 2)
+    torch.testing.assert_close(area_pool(x, 2)[0, 0], expected)
+
+
+def test_regular_grid_is_centred_and_dilated() -> None:
+    rows, columns = regular_grid(9, 2).view(9, 2).unbind(1)
+    assert rows.tolist() == [-2, -2, -2, 0, 0, 0, 2, 2, 2]
+    assert columns.tolist() == [-2, 0, 2] * 3
+    assert regular_grid(1, 3).tolist() == [0, 0]
+
+
+def test_unknown_and_unfit_backbones() -> None:
+    with pytest.raises(ConfigError, match="no backbone"):
+        build_network(NetworkConfig(backbone="no_such_net"), 3)
+    with pytest.raises(ConfigError, match="strides"):
+        build_network(NetworkConfig(backbone="vit_tiny_patch16_224"), 3)

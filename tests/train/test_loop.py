@@ -1,0 +1,95 @@
+"""A run on rendered scenes: it learns, logs, keeps its best, survives a kill, and refuses to overwrite."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from ddsm_deploy.model.checkpoint import read_spec
+
+
+def command(scenes: Path, output: Path, *extra: str) -> list[str]:
+    network = ["--backbone", "resnet10t", "--no-pretrained", "--size", "64x96", "--batch", "4", "--workers", "0"]
+    base = [sys.executable, "-m", "ddsm_deploy", "train", "--data", str(scenes), "--dataset", "folder", "-o", str(output)]
+    return [*base, *network, "--accelerator", "cpu", "--ema", "0.9", *extra]
+
+
+def run(*args: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(args, capture_output=True, text=True, timeout=300)
+
+
+def metrics(output: Path) -> list[dict[str, str]]:
+    with open(output / "logs" / "metrics.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def finished(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("train") / "run"
+    done = run(*command(scenes, output, "--epochs", "6"))
+    assert done.returncode == 0, done.stderr
+    assert "best:" in done.stdout
+    return output
+
+
+def test_it_learns_and_logs(finished: Path) -> None:
+    losses = [float(r["train/loss"]) for r in metrics(finished) if r["train/loss"]]
+    mious = [float(r["val/miou"]) for r in metrics(finished) if r["val/miou"]]
+    assert len(losses) == len(mious) == 6
+    assert losses[-1] < 0.8 * losses[0]
+    assert mious[-1] > mious[0]
+    assert list((finished / "logs").glob("events.out.tfevents.*"))
+
+
+def test_the_best_checkpoint_bears_its_record(finished: Path) -> None:
+    spec = read_spec(finished / "best.safetensors")
+    best = max(float(r["val/miou"]) for r in metrics(finished) if r["val/miou"])
+    assert spec.classes[0] == "sky" and (spec.height, spec.width) == (64, 96)
+    assert float(spec.provenance["val_miou"]) == pytest.approx(best, abs=0.006)
+
+
+def test_a_finished_run_is_not_overwritten(finished: Path, scenes: Path) -> None:
+    before = (finished / "best.safetensors").read_bytes()
+    again = run(*command(scenes, finished, "--epochs", "1"))
+    assert again.returncode == 1 and "--resume" in again.stderr and "Traceback" not in again.stderr
+    assert (finished / "best.safetensors").read_bytes() == before
+
+
+def test_a_killed_run_goes_on_where_it_was(scenes: Path, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    process = subprocess.Popen(command(scenes, output, "--epochs", "40"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 200
+    while not (output / "last.ckpt").exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    seen = [int(r["epoch"]) for r in metrics(output) if r["val/miou"]] if (output / "logs" / "metrics.csv").exists() else []
+    epochs = max(seen, default=0) + 3
+    resumed = run(*command(scenes, output, "--epochs", str(epochs), "--resume"))
+    assert resumed.returncode == 0, resumed.stderr
+    after = [int(r["epoch"]) for r in metrics(output) if r["val/miou"]]
+    assert after[-1] == epochs - 1
+    assert after == sorted(set(after)), "an epoch was trained or logged twice"
+
+
+@pytest.mark.parametrize(
+    ("extra", "says"),
+    [
+        (["--variant", "nope"], "ddsm-lite0"),
+        (["--size", "big"], "HEIGHTxWIDTH"),
+        (["--precision", "int3"], "precision"),
+        (["--dataset", "voc"], "camvid"),
+        (["--resume"], "nothing to resume"),
+    ],
+)
+def test_bad_options_are_one_line(scenes: Path, tmp_path: Path, extra: list[str], says: str) -> None:
+    failed = run(*command(scenes, tmp_path / "run", *extra))
+    assert failed.returncode == 1
+    assert says in failed.stderr and len(failed.stderr.strip().splitlines()) == 1

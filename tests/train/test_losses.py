@@ -1,0 +1,61 @@
+"""Losses against their definitions."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from ddsm_deploy.datasets import IGNORE
+from ddsm_deploy.train.losses import auxiliary_cross_entropy, ohem_cross_entropy
+
+ONES = torch.ones(3)
+
+
+def batch() -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(2, 3, 8, 10, generator=generator)
+    labels = torch.randint(0, 3, (2, 8, 10), generator=generator)
+    labels[:, :2] = IGNORE
+    return logits, labels
+
+
+def test_without_mining_it_is_torchs_cross_entropy() -> None:
+    logits, labels = batch()
+    weight = torch.tensor([0.5, 1.0, 3.0])
+    mine = ohem_cross_entropy(logits, labels, easy=0.0, weight=weight)
+    torch.testing.assert_close(mine, F.cross_entropy(logits, labels, weight=weight, ignore_index=IGNORE))
+
+
+def test_easy_pixels_are_left_out() -> None:
+    logits, labels = batch()
+    true = logits.softmax(1).gather(1, labels.clamp(max=2).unsqueeze(1)).squeeze(1)
+    hard = (labels != IGNORE) & (true < 0.7)
+    mine = ohem_cross_entropy(logits, labels, easy=0.7, weight=ONES)
+    torch.testing.assert_close(mine, -true[hard].log().mean())
+
+
+def test_the_hardest_share_counts_where_all_is_easy() -> None:
+    labels = torch.zeros(1, 4, 8, dtype=torch.long)
+    logits = torch.zeros(1, 3, 4, 8)
+    logits[:, 0] = torch.linspace(8, 12, 32).view(1, 4, 8)
+    mine = ohem_cross_entropy(logits, labels, easy=0.7, weight=ONES)
+    hardest = F.cross_entropy(logits, labels, reduction="none").flatten().topk(2).values  # 32 / 16
+    torch.testing.assert_close(mine, hardest.mean())
+
+
+def test_nothing_labelled_is_zero_and_differentiable() -> None:
+    logits = torch.zeros(1, 3, 4, 4, requires_grad=True)
+    labels = torch.full((1, 4, 4), IGNORE)
+    loss = ohem_cross_entropy(logits, labels, easy=0.7, weight=ONES)
+    loss = loss + auxiliary_cross_entropy(logits, labels, weight=ONES)
+    loss.backward()
+    assert loss.item() == 0.0
+    assert logits.grad is not None and not logits.grad.any()
+
+
+def test_auxiliary_labels_are_picked_at_cell_centres() -> None:
+    labels = torch.arange(3).repeat_interleave(4).view(1, 1, 12).expand(1, 4, 12)
+    logits = torch.full((1, 3, 1, 3), -20.0)
+    for column in range(3):
+        logits[0, column, 0, column] = 20.0
+    assert auxiliary_cross_entropy(logits, labels, weight=ONES) < 1e-6
