@@ -42,7 +42,7 @@ _pillow = threading.Lock()  # warnings.catch_warnings swaps process-wide state
 
 
 def image_size(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
-    """Height and width in pixels from the header alone, before EXIF rotation.
+    """Height and width in pixels from the header alone, before EXIF rotation (of a TIFF after it, as Pillow has it).
 
     Raises:
         InputError: not a readable image, or larger than `max_pixels`.
@@ -100,6 +100,8 @@ def read_labels(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Labels:
         with PIL.Image.open(path) as image:
             if image.mode not in ("L", "P"):
                 raise InputError(f"{path}: a label map is an 8-bit grey or palette image, this one is {image.mode}")
+            if any(tile[3] in ("L;2", "L;4") for tile in image.tile):  # Pillow would stretch these ids to 0..255
+                raise InputError(f"{path}: a grey label map of less than 8 bits a pixel; save it with 8, or as palette")
             return np.array(image, dtype=np.uint8)
     except InputError:
         raise

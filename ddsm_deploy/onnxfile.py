@@ -16,8 +16,8 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from ddsm_deploy.errors import ArtifactError
 from ddsm_deploy.spec import METADATA_KEY, ModelSpec
 
-MAX_FIELDS = 1_000_000
-"""Fields walked before a file is refused: a hundred times what a large network has, and a bound on the time taken."""
+MAX_FIELDS = 300_000
+"""Fields walked before a file is refused: thirty times what the default network has, and a bound on the time taken."""
 
 MAX_DEPTH = 32
 """Levels of nesting walked: control flow inside control flow needs a handful."""

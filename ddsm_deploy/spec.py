@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -168,7 +169,7 @@ class ModelSpec:
 def sha256_of(path: str | Path) -> str:
     """Hex SHA-256 of a file's bytes, read in pieces."""
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
+    with Path(path).open("rb") as file:
         while piece := file.read(1 << 20):
             digest.update(piece)
     return digest.hexdigest()
@@ -187,4 +188,4 @@ def parse_size(text: str) -> tuple[int, int]:
 
 
 def _is_square(number: int) -> bool:
-    return round(number**0.5) ** 2 == number
+    return math.isqrt(number) ** 2 == number

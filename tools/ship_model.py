@@ -1,20 +1,22 @@
 """Makes a shipped model out of a training run: bundle (checkpoint, ONNX, bundle.json) and model card.
 
-    python tools/ship_model.py RUN --name ddsm-lite0 --data DATA [--dataset camvid] [--verify-images FOLDER]
+    python tools/ship_model.py RUN [RUN ...] --name ddsm-lite0 --data DATA [--dataset camvid] [--limits FILE]
 
-RUN is a folder that `ddsm train` wrote. The figures in the card are measured here, on the bundle's own files.
+RUN is a folder that `ddsm train` wrote; of several, each started from the one before, and the last is shipped. The figures in the card are measured here, on the bundle's own files.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 from pathlib import Path
 
 from ddsm_deploy.artifact import resolve
 from ddsm_deploy.datasets import open_dataset
 from ddsm_deploy.evaluate.accuracy import EvalResult, evaluate
-from ddsm_deploy.export import ExportOptions, write_bundle
+from ddsm_deploy.export.bundle import write_bundle
+from ddsm_deploy.export.onnx import ExportOptions
 from ddsm_deploy.runtime.segmenter import Segmenter
 
 MODELS = Path(__file__).parent.parent / "ddsm_deploy" / "models"
@@ -37,14 +39,12 @@ whoever deploys them commercially should settle the question of the training dat
 
 ## Schedule
 
-```
-{command}
-```
+{stages}
 
-{epochs} epochs, batch {batch}, crops of {crop}, random scale {scale}, flip, photometric changes; AdamW (peak {lr}, backbone
-×{backbone_lr}, offset convolutions ×{offset_lr}), poly decay, {warmup} epoch of warm-up; OHEM cross-entropy weighted by the
-square root of median over own class frequency; auxiliary losses at strides 8, 16 and 32 ×{aux}; averaged weights (decay
-{ema}); fp32; seed {seed}. Best epoch by val mIoU: {epoch}.
+Throughout: flip, photometric changes; AdamW (offset convolutions at {offset_lr} of the rate, weight decay {decay}), poly
+decay, {warmup} epoch of warm-up; OHEM cross-entropy (pixels above {ohem} are easy), auxiliary losses at strides 8, 16 and 32
+×{aux}, averaged weights, fp32, seed {seed}. Class weights `sqrt`: square root of median over own frequency, within 0.5 and 3.
+The checkpoint is the last stage's best epoch by val mIoU, so val has been looked at once an epoch.
 
 ## Accuracy
 
@@ -63,7 +63,7 @@ CamVid val, 101 frames, single scale, no test-time augmentation; one confusion m
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path)
+    parser.add_argument("runs", type=Path, nargs="+")
     parser.add_argument("--name", required=True)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--dataset", default="camvid")
@@ -73,7 +73,7 @@ def main() -> None:
     folder = MODELS / args.name
     verify = args.data / "val"
     write_bundle(
-        args.run / "best.safetensors", folder, name=args.name, options=ExportOptions(weights="fp16", verify_images=verify)
+        args.runs[-1] / "best.safetensors", folder, name=args.name, options=ExportOptions(weights="fp16", images=(verify,))
     )
     dataset = open_dataset(args.dataset, args.data, "val")
     results = []
@@ -89,9 +89,8 @@ def card(args: argparse.Namespace, folder: Path, results: list[EvalResult]) -> s
     from ddsm_deploy.model.checkpoint import load_checkpoint
 
     network, spec = load_checkpoint(resolve(folder).file("checkpoint"))
-    config = json.loads((args.run / "config.json").read_text(encoding="utf-8"))
+    config = json.loads((args.runs[-1] / "config.json").read_text(encoding="utf-8"))
     fused = {"ddsm": "DDSM network (both branches)", "add": "plain feature pyramid"}
-    crop = "x".join(map(str, config["crop"]))
     text = CARD.format(
         name=args.name,
         kind=f"{fused.get(config['network']['fusion'], config['network']['fusion'])} on {spec.network.backbone}",
@@ -99,23 +98,13 @@ def card(args: argparse.Namespace, folder: Path, results: list[EvalResult]) -> s
         height=spec.height,
         width=spec.width,
         parameters=sum(p.numel() for p in network.parameters()) / 1e6,
-        command=(
-            f"ddsm train --data CAMVID -o {args.name} --crop {crop} --scale {config['scale'][0]} {config['scale'][1]} "
-            f"--epochs {config['epochs']}\n"
-            f"python tools/ship_model.py {args.name} --name {args.name} --data CAMVID"
-        ),
-        epochs=config["epochs"],
-        batch=config["batch"],
-        crop=crop.replace("x", "×"),
-        scale="–".join(map(str, config["scale"])),
-        lr=config["lr"],
-        backbone_lr=config["backbone_lr"],
+        stages="\n".join(f"{number}. {stage(run)}" for number, run in enumerate(args.runs, 1)),
         offset_lr=config["offset_lr"],
+        decay=config["weight_decay"],
         warmup=config["warmup_epochs"],
+        ohem=config["ohem"],
         aux=config["aux_weight"],
-        ema=config["ema"],
         seed=config["seed"],
-        epoch=spec.provenance["epoch"],
         tolerance=results[0].boundary_tolerance_px,
         rows="\n".join(
             f"| {r.backend} | {r.precision} | {r.miou:.2f} | {r.pixel_accuracy:.2f} | {r.boundary_f:.2f} |" for r in results
@@ -124,6 +113,31 @@ def card(args: argparse.Namespace, folder: Path, results: list[EvalResult]) -> s
         per_class="\n".join(f"| {name} | {iou:.1f} |" for name, iou in results[0].per_class.items()),
     )
     return text + ("\n" + args.limits.read_text(encoding="utf-8") if args.limits else "")
+
+
+def stage(run: Path) -> str:
+    """One run as a line of Markdown: its command, and how far it went."""
+    config = json.loads((run / "config.json").read_text(encoding="utf-8"))
+    with (run / "logs" / "metrics.csv").open(newline="", encoding="utf-8") as file:
+        reached = [(int(row["epoch"]) + 1, float(row["val/miou"])) for row in csv.DictReader(file) if row["val/miou"]]
+    best = max(reached, key=lambda pair: pair[1])
+    options = {
+        "crop": "x".join(map(str, config["crop"])),
+        "scale": " ".join(map(str, config["scale"])),
+        "epochs": config["epochs"],
+        "batch": config["batch"],
+        "lr": config["lr"],
+        "backbone-lr": config["backbone_lr"],
+        "ema": config["ema"],
+        "class-weights": config["class_weights"],
+    }
+    if config["init"]:
+        options["init"] = config["init"]
+    flags = " ".join(f"--{name} {value}" for name, value in options.items())
+    length = f"stopped by hand after epoch {reached[-1][0]}" if reached[-1][0] < config["epochs"] else "run to its end"
+    return (
+        f"`ddsm train --data CAMVID -o {run.name} {flags}`, {length}; best val mIoU {best[1]:.2f} after epoch {best[0]}."
+    )
 
 
 if __name__ == "__main__":

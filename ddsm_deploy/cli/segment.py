@@ -2,6 +2,194 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-def segment() -> None:
-    """Placeholder until the command lands."""
+import typer
+
+if TYPE_CHECKING:
+    from ddsm_deploy.runtime.pipeline import SegmentSummary
+
+_LISTED = 20
+"""Failures listed on the terminal; all are in the manifest and in ``--json``."""
+
+_PLAIN_SECONDS = 10.0
+"""Time between progress lines where there is no terminal."""
+
+
+def segment(
+    source: Annotated[
+        list[str], typer.Argument(metavar="SOURCE...", help="Images, folders (searched recursively) or globs.")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")],
+    model: Annotated[
+        str, typer.Option("--model", "-m", help=".onnx, .safetensors, bundle folder, or a shipped model's name.")
+    ] = "ddsm-lite0",
+    backend: Annotated[str, typer.Option(help="auto, onnxruntime, openvino or torch.")] = "auto",
+    precision: Annotated[str | None, typer.Option(help="fp32, bf16 ...; the model's own by default.")] = None,
+    provider: Annotated[str, typer.Option(help="Of onnxruntime: cpu, cuda or tensorrt.")] = "cpu",
+    color: Annotated[bool, typer.Option("--color", help="Also write masks in colour.")] = False,
+    overlay: Annotated[bool, typer.Option("--overlay", help="Also write the image under the coloured mask.")] = False,
+    confidence: Annotated[bool, typer.Option("--confidence", help="Also write the confidence of each pixel.")] = False,
+    polygons: Annotated[str | None, typer.Option(help="Also write outlines: geojson or coco.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Make anew what is there.")] = False,
+    fit: Annotated[str, typer.Option(help="Bring images to the network's size: stretch or letterbox.")] = "stretch",
+    threads: Annotated[int | None, typer.Option(min=1, help="Frames worked on side by side; one a core.")] = None,
+    max_pixels: Annotated[int, typer.Option(min=1, help="Refuse larger images.")] = 100_000_000,
+    json_file: Annotated[str | None, typer.Option("--json", help="Write a summary; - is standard output.")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print failures only.")] = False,
+) -> None:
+    """Segment images: masks/NAME.png with class ids, and more on request; run again to resume."""
+    from ddsm_deploy.cli.render import write_json
+    from ddsm_deploy.runtime.outputs import Products
+    from ddsm_deploy.runtime.pipeline import open_for_batch, segment_files
+    from ddsm_deploy.runtime.worker import SegmentOptions
+
+    products = Products(color=color, overlay=overlay, confidence=confidence, polygons=polygons)
+    options = SegmentOptions(
+        output=output, products=products, overwrite=overwrite, workers=threads, max_pixels=max_pixels
+    )
+    outputs = ("mask", "confidence") if confidence else ("mask",)
+    with open_for_batch(
+        model, backend=backend, precision=precision, fit=fit, workers=threads, outputs=outputs, provider=provider
+    ) as segmenter:
+        with _first_interrupt_asks() as stop, _native_messages_apart() as native, _progress(quiet) as progress:
+            summary = segment_files(source, segmenter, options, progress=progress, stop=stop)
+        choice = segmenter.choice
+        facts = {**summary.to_json(), "backend": segmenter.backend, "precision": segmenter.precision, "choice": choice}
+
+    _print_failures(summary, native)
+    if not quiet:
+        print(_summary_line(summary, choice), file=sys.stderr if json_file == "-" else sys.stdout)
+    if json_file is not None:
+        write_json(json_file, json.dumps(facts, indent=2))
+    if summary.interrupted:
+        raise typer.Exit(130)
+    if summary.stopped or not summary.complete:
+        raise typer.Exit(1)
+
+
+def _summary_line(summary: SegmentSummary, choice: str) -> str:
+    counts = f"{summary.done} done, {len(summary.failures)} failed, {summary.skipped} skipped"
+    left = summary.found - summary.done - summary.skipped - len(summary.failures)
+    if left:
+        counts += f", {left} left"
+    folder = os.fsencode(summary.output).decode("utf-8", "backslashreplace")
+    return f"{summary.found} frames: {counts}; {summary.fps:.1f} FPS; results in {folder}; backend: {choice}"
+
+
+def _print_failures(summary: SegmentSummary, native: Counter[str]) -> None:
+    for failure in summary.failures[:_LISTED]:
+        print(f"failed: {' '.join(failure.error.splitlines())}", file=sys.stderr)  # names may hold line breaks
+    if (more := len(summary.failures) - _LISTED) > 0:
+        print(f"failed: {more} more; all are in the manifest in {summary.output}", file=sys.stderr)
+    if native:
+        most = native.most_common(1)[0][0]
+        print(f"note: image decoders warned {native.total()} times, most often: {most}", file=sys.stderr)
+    if summary.stopped:
+        print(f"ddsm: stopped early: {summary.stopped}; run the same command again to go on", file=sys.stderr)
+    if summary.interrupted:
+        print("ddsm: interrupted; run the same command again to go on", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def _first_interrupt_asks() -> Iterator[threading.Event]:
+    """The first Ctrl-C asks the run to finish the frames in hand; the second one raises as usual."""
+    stop = threading.Event()
+
+    def handle(number: int, frame: object) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+
+    previous = signal.signal(signal.SIGINT, handle)
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+@contextlib.contextmanager
+def _native_messages_apart() -> Iterator[Counter[str]]:
+    """Gathers what libpng, libjpeg and their like write to the process's stderr, which no setting turns off.
+
+    They would run into the progress bar and name no file. libpng's errors reach us as failures and its warnings are
+    harmless, so they are dropped; a JPEG damaged inside is decoded all the same, so of that a note is made at the end.
+    Python's own stderr stays as it is.
+    """
+    lines: Counter[str] = Counter()
+    sys.stderr.flush()
+    reading, writing = os.pipe()
+    shown = os.fdopen(os.dup(2), "w", encoding=sys.stderr.encoding, errors="backslashreplace", buffering=1)
+    os.dup2(writing, 2)
+    os.close(writing)
+
+    def gather() -> None:
+        with os.fdopen(reading, encoding="utf-8", errors="replace") as pipe:
+            lines.update(line.strip() for line in pipe if line.strip() and not line.startswith("libpng "))
+
+    reader = threading.Thread(target=gather, daemon=True)
+    reader.start()
+    previous, sys.stderr = sys.stderr, shown
+    try:
+        yield lines
+    finally:
+        sys.stderr = previous
+        os.dup2(shown.fileno(), 2)
+        shown.close()
+        reader.join()
+
+
+@contextlib.contextmanager
+def _progress(quiet: bool) -> Iterator[Callable[[SegmentSummary], None] | None]:
+    """What to call after each frame: it moves a bar on a terminal, and prints a line now and then elsewhere."""
+    if quiet:
+        yield None
+    elif not sys.stderr.isatty():
+        yield _plain_progress()
+    else:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=Console(file=sys.stderr)) as bar:
+            task = bar.add_task("segmenting", total=None, note="")
+
+            def show(summary: SegmentSummary) -> None:
+                failed = f", {len(summary.failures)} failed" if summary.failures else ""
+                ended = summary.done + summary.skipped + len(summary.failures)
+                note = f"{summary.fps:.1f} FPS{failed}"
+                bar.update(task, total=summary.found, completed=ended, note=note)
+
+            yield show
+
+
+def _plain_progress() -> Callable[[SegmentSummary], None]:
+    shown = time.monotonic()
+
+    def show(summary: SegmentSummary) -> None:
+        nonlocal shown
+        if time.monotonic() - shown < _PLAIN_SECONDS:
+            return
+        shown = time.monotonic()
+        ended = summary.done + summary.skipped + len(summary.failures)
+        rate = (summary.done + len(summary.failures)) / summary.seconds if summary.seconds else 0.0
+        left = f", {(summary.found - ended) / rate:.0f} s left" if rate else ""
+        print(f"{ended}/{summary.found} frames, {summary.fps:.1f} FPS{left}", file=sys.stderr)
+
+    return show

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Any, Optional
 
 import typer
 
@@ -49,7 +49,7 @@ def train(
 
     if variant not in VARIANTS:
         raise ConfigError(f"no variant {variant!r}; there are {', '.join(VARIANTS)}")
-    changes = {"backbone": backbone, "fusion": fusion, "samples": samples}
+    changes: dict[str, Any] = {"backbone": backbone, "fusion": fusion, "samples": samples}
     network = dataclasses.replace(VARIANTS[variant], **{k: v for k, v in changes.items() if v is not None})
     height, width = parse_size(size)
     result = run(

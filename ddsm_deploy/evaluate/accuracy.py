@@ -15,7 +15,6 @@ import numpy as np
 import numpy.typing as npt
 
 from ddsm_deploy.datasets import Dataset
-from ddsm_deploy.engines import FILE_KINDS
 from ddsm_deploy.errors import InputError
 from ddsm_deploy.evaluate.metrics import BOUNDARY_TOLERANCE, BoundaryScore, ConfusionMatrix, Fractions
 from ddsm_deploy.images import Image, Labels, read_image
@@ -32,9 +31,10 @@ class EvalResult:
 
     Attributes:
         model: its name.
-        sha256: of the file that ran.
+        sha256: of the file that ran; None where a caller made the segmenter's engine.
         backend: what ran it.
         precision: what really ran.
+        choice: who chose the backend, and why.
         dataset: kind of data set.
         split: the part of it.
         images: how many.
@@ -48,9 +48,10 @@ class EvalResult:
     """
 
     model: str
-    sha256: str
+    sha256: str | None
     backend: str
     precision: str
+    choice: str
     dataset: str
     split: str
     images: int
@@ -107,12 +108,12 @@ def evaluate(
         raise InputError(
             f"no pixel of split {dataset.split!r} of this {dataset.name} data set has a label to compare with"
         )
-    artifact = segmenter.artifact
     return EvalResult(
-        model=artifact.name,
-        sha256=sha256_of(artifact.file(FILE_KINDS[segmenter.backend])),
+        model=segmenter.spec.name,
+        sha256=sha256_of(segmenter.file) if segmenter.file else None,
         backend=segmenter.backend,
         precision=segmenter.precision,
+        choice=segmenter.choice,
         dataset=dataset.name,
         split=dataset.split,
         images=count,

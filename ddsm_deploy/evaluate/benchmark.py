@@ -21,7 +21,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from ddsm_deploy.artifact import Artifact, resolve
+from ddsm_deploy.artifact import resolve
 from ddsm_deploy.engines import BACKENDS, EngineOptions, usable_backends
 from ddsm_deploy.errors import ConfigError, InputError
 from ddsm_deploy.evaluate.machine import machine_facts
@@ -195,7 +195,7 @@ def bench(
         workers = []
         for task in _tasks(model, options, images):
             report(f"opening {task.backend}", 0, options.runs)
-            workers.append(stack.enter_context(_Worker(task)))
+            workers.append(stack.enter_context(Worker(task)))
         _alternate([worker for worker in workers if not worker.error], options, report)
         rows = [worker.row() for worker in workers]
     return BenchResult(
@@ -246,7 +246,7 @@ def _not_installed(options: BenchOptions) -> list[Row]:
     ]
 
 
-def _alternate(workers: list[_Worker], options: BenchOptions, report: Callable[[str, int, int], None]) -> None:
+def _alternate(workers: list[Worker], options: BenchOptions, report: Callable[[str, int, int], None]) -> None:
     planned = options.runs * len(workers)
     while True:
         waiting = [w for w in workers if not w.error and w.spent < options.seconds and len(w.times) < options.runs]
@@ -258,7 +258,7 @@ def _alternate(workers: list[_Worker], options: BenchOptions, report: Callable[[
             worker.round(min(ROUND, options.runs - len(worker.times)))
 
 
-class _Worker:
+class Worker:
     """The parent's end of one worker process; a failure becomes its `error`."""
 
     def __init__(self, task: Task) -> None:
@@ -267,7 +267,7 @@ class _Worker:
         self.times: list[tuple[float, float]] = []
         self.error = ""
         self._peak_mb: float | None = None
-        self._start = {"load_ms": math.nan, "first_ms": math.nan}
+        self._load_ms = self._first_ms = math.nan
 
     def __enter__(self) -> Self:
         self._log = tempfile.TemporaryFile()
@@ -279,7 +279,7 @@ class _Worker:
         answer = self._ask(dataclasses.asdict(self.task))
         if not self.error:
             self.precision = answer["precision"]
-            self._start = {name: answer[name] for name in self._start}
+            self._load_ms, self._first_ms = answer["load_ms"], answer["first_ms"]
         return self
 
     def __exit__(
@@ -290,17 +290,24 @@ class _Worker:
         self._log.close()
 
     @property
+    def pid(self) -> int:
+        """The process's id."""
+        return self._process.pid
+
+    @property
     def spent(self) -> float:
         """Seconds of timed runs so far."""
         return sum(latency for latency, _ in self.times) / 1000
 
     def round(self, runs: int) -> None:
+        """Adds so many timed runs to `times`: pairs (end to end, inference alone), milliseconds."""
         answer = self._ask({"runs": runs})
         if not self.error:
             self.times += [(latency, inference) for latency, inference in answer["times_ms"]]
             self._peak_mb = answer["peak_mb"]
 
     def row(self) -> Row:
+        """The figures so far, or the error."""
         if self.error:
             return Row(backend=self.task.backend, precision=self.precision, threads=self.task.threads, error=self.error)
         latencies, inferences = zip(*self.times, strict=True)
@@ -310,8 +317,9 @@ class _Worker:
             threads=self.task.threads,
             latencies_ms=latencies,
             inferences_ms=inferences,
+            load_ms=self._load_ms,
+            first_ms=self._first_ms,
             peak_mb=self._peak_mb,
-            **self._start,
         )
 
     def _ask(self, fields: dict[str, Any]) -> dict[str, Any]:

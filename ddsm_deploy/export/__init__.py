@@ -1,0 +1,7 @@
+"""From a checkpoint to files that runtimes read. Imports torch and onnx."""
+
+from __future__ import annotations
+
+from ddsm_deploy.export.onnx import ExportOptions, ExportReport, export_onnx
+
+__all__ = ["ExportOptions", "ExportReport", "export_onnx"]

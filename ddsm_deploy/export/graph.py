@@ -1,4 +1,4 @@
-"""From a torch module to a clean ONNX graph: traced, folded, free of traces of the machine, weights halved if asked for."""
+"""From a torch module to a clean ONNX graph: traced, folded, free of the machine's traces, weights halved if wanted."""
 
 from __future__ import annotations
 
@@ -23,18 +23,21 @@ OPSET = 19
 DYNAMIC = {"none": (), "batch": (0,), "batch,size": (0, 1, 2)}
 """Axes of the input N×H×W×3 that stay symbolic."""
 
-AXIS_NAMES = ("N", "H", "W")
+_AXIS_NAMES = ("N", "H", "W")
+_EXAMPLE = (2, 128, 192)
 
 HALF_TOLERANCE = 1e-6
 """Relative: folding a batch norm of scale one moves a float16 weight by an ulp of float32 (6e-8) at most."""
 
 
-def trace(module: nn.Module, size: tuple[int, int], *, dynamic: str, sampling: str, outputs: Sequence[str]) -> ModelProto:
+def trace(
+    module: nn.Module, size: tuple[int, int], *, dynamic: str, sampling: str, outputs: Sequence[str]
+) -> ModelProto:
     """Exports a `DeployModule` at opset 19, batch norms folded into convolutions.
 
     Args:
         module: takes uint8 N×H×W×3; in evaluation mode.
-        size: height and width of the example, pixels; fixed in the graph unless `dynamic` says otherwise.
+        size: height and width of the input, pixels; of no meaning where `dynamic` leaves them open.
         dynamic: a key of `DYNAMIC`.
         sampling: a form of `sampling.SAMPLINGS`.
         outputs: names, in the order in which the module gives them.
@@ -43,8 +46,9 @@ def trace(module: nn.Module, size: tuple[int, int], *, dynamic: str, sampling: s
         BackendError: torch's exporter can't do it.
     """
     axes = DYNAMIC[dynamic]
-    # a symbolic axis whose example is 1 would be specialised to 1
-    example = torch.zeros(2 if 0 in axes else 1, *size, 3, dtype=torch.uint8)
+    # a symbolic axis whose example is 1 would be fixed to 1, and two whose examples are equal might be taken for one
+    sizes = [own if axis in axes else fixed for axis, (own, fixed) in enumerate(zip(_EXAMPLE, (1, *size), strict=True))]
+    example = torch.zeros(*sizes, 3, dtype=torch.uint8)
     try:
         with _quiet():
             program = torch.onnx.export(
@@ -54,7 +58,7 @@ def trace(module: nn.Module, size: tuple[int, int], *, dynamic: str, sampling: s
                 opset_version=OPSET,
                 input_names=["image"],
                 output_names=list(outputs),
-                dynamic_shapes=({axis: torch.export.Dim.DYNAMIC for axis in axes},) if axes else None,
+                dynamic_shapes=(dict.fromkeys(axes, torch.export.Dim.DYNAMIC),) if axes else None,
                 custom_translation_table=translation_table(sampling),
                 verbose=False,
             )
@@ -77,8 +81,8 @@ def set_metadata(model: ModelProto, entries: Mapping[str, str]) -> None:
 def halve_weights(model: ModelProto) -> float:
     """Stores weights of convolutions and matrix products as float16, each with a Cast to float32 behind it.
 
-    Only tensors whose every value is a float16 already (see `HALF_TOLERANCE`) are touched, so the function computed does
-    not change. Runtimes fold the casts when they load the file.
+    Only tensors whose every value is a float16 already (see `HALF_TOLERANCE`) are touched, so the function computed
+    stays the same. Runtimes fold the casts when they load the file.
 
     Returns:
         The share of those weights that now is float16, 0..1, counted in numbers.
@@ -119,20 +123,20 @@ def _as_half(weight: np.ndarray) -> np.ndarray | None:
 
 def _strip(model: ModelProto) -> None:
     """Removes what depends on the machine or repeats: stack traces, documentation, inferred shapes of intermediates."""
-    model.doc_string = ""
+    model.ClearField("doc_string")
     del model.metadata_props[:]
     graph = model.graph
-    graph.doc_string = ""
+    graph.ClearField("doc_string")
     del graph.metadata_props[:], graph.value_info[:]
     for item in (*graph.node, *graph.input, *graph.output, *graph.initializer):
-        item.doc_string = ""
+        item.ClearField("doc_string")
         del item.metadata_props[:]
 
 
 def _name_axes(model: ModelProto, axes: Sequence[int]) -> None:
     """Calls the symbolic axes N, H, W at the input and at every output, where they are those of the input."""
     first = model.graph.input[0].type.tensor_type.shape.dim
-    names = {first[axis].dim_param: AXIS_NAMES[axis] for axis in axes}
+    names = {first[axis].dim_param: _AXIS_NAMES[axis] for axis in axes}
     for info in (*model.graph.input, *model.graph.output):
         for dim in info.type.tensor_type.shape.dim:
             if dim.HasField("dim_param"):

@@ -13,7 +13,7 @@ from pathlib import Path
 import onnx
 import onnx.checker
 
-from ddsm_deploy.errors import BackendError, ConfigError, GateError, InputError
+from ddsm_deploy.errors import ConfigError, GateError, InputError
 from ddsm_deploy.export.graph import DYNAMIC, OPSET, halve_weights, set_metadata, trace
 from ddsm_deploy.export.sampling import SAMPLINGS
 from ddsm_deploy.export.verify import Parity, compare, find_images, load_images, require_onnxruntime, synthetic_images
@@ -126,7 +126,8 @@ def export_onnx(checkpoint: str | Path, output: str | Path, options: ExportOptio
         half_share = _halved(model, checkpoint) if options.weights == "fp16" else 0.0
         set_metadata(model, {METADATA_KEY: spec.to_json()})
         onnx.checker.check_model(model, full_check=True)
-        temporary.write_bytes(model.SerializeToString(deterministic=True))
+        with _writing(output):
+            temporary.write_bytes(model.SerializeToString(deterministic=True))
         parity = None
         if options.verify:
             images = load_images(paths, spec) if paths else synthetic_images(*size)
@@ -136,7 +137,7 @@ def export_onnx(checkpoint: str | Path, output: str | Path, options: ExportOptio
                     f"{output}: not written; it agrees with torch on {parity.agreement:.4%} of the pixels of "
                     f"{parity.images} images, expected at least {MIN_AGREEMENT:.1%}"
                 )
-        report = ExportReport(
+        return ExportReport(
             path=output,
             bytes=temporary.stat().st_size,
             sha256=sha256_of(temporary),
@@ -145,7 +146,6 @@ def export_onnx(checkpoint: str | Path, output: str | Path, options: ExportOptio
             half_share=half_share,
             seconds=time.perf_counter() - started,
         )
-    return report
 
 
 def _spec(source: ModelSpec, checkpoint: Path, options: ExportOptions) -> ModelSpec:
@@ -184,12 +184,20 @@ def _replacing(output: Path) -> Iterator[Path]:
     temporary = output.with_name(f".{output.name}.{os.getpid()}.part")
     if output.is_dir():
         raise InputError(f"{output}: is a folder; expected the name of a file such as model.onnx")
-    try:
+    with _writing(output):
         output.parent.mkdir(parents=True, exist_ok=True)
         temporary.touch()
+    try:
         yield temporary
-        os.replace(temporary, output)
-    except OSError as exc:
-        raise InputError(f"{output}: can't be written ({exc.strerror or exc})") from exc
+        with _writing(output):
+            temporary.replace(output)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _writing(output: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as exc:
+        raise InputError(f"{output}: can't be written ({exc.strerror or exc})") from exc

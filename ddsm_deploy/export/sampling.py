@@ -1,8 +1,8 @@
 """The sampling operator as standard ONNX operators: two forms of the one function in `model/operator.py`.
 
-``portable`` is GridSample-16 (bilinear, zeros, align_corners=0). ``gather`` uses no GridSample at all, for runtimes that
-lack it or compute it wrongly. Both keep coordinates and softmax in float32, take batch and map sizes that are static or
-symbolic, and hold no Einsum, Loop or If. Dimension letters: see `model/operator.py`.
+``portable`` is GridSample-16 (bilinear, zeros, align_corners=0). ``gather`` uses no GridSample at all, for runtimes
+that lack it or compute it wrongly. Both keep coordinates and softmax in float32, take batch and map sizes that are
+static or symbolic, and hold no Einsum, Loop or If. Dimension letters: see `model/operator.py`.
 
 The functions are entries for the ``custom_translation_table`` of `torch.onnx.export`: plain Python that calls opset 18,
 at which the exporter works before it converts to the opset asked for.

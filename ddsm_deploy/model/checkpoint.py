@@ -40,6 +40,7 @@ def save_checkpoint(path: str | Path, network: nn.Module, spec: ModelSpec, *, ha
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         safetensors.torch.save_file(state, str(temporary), metadata={METADATA_KEY: spec.to_json()})
+        temporary.chmod(0o644)  # safetensors makes its files private
         os.replace(temporary, path)
     except (OSError, safetensors.SafetensorError) as exc:
         raise InputError(f"{path}: can't be written ({exc})") from exc

@@ -1,7 +1,7 @@
 """The deployed form of a network: bytes in, class ids out, everything between them inside.
 
-`DeployModule` is what `ddsm_deploy.export` writes as a graph and what the torch engine runs, so that all backends answer
-the same question.
+`DeployModule` is what `ddsm_deploy.export` writes as a graph and what the torch engine runs, so that all backends
+answer the same question.
 """
 
 from __future__ import annotations

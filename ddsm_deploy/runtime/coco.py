@@ -1,7 +1,7 @@
 """COCO annotations of a batch run: one part an image, joined into ``annotations.json`` when the run ends.
 
-The parts are files of their own, because a run may be killed and resumed: what is finished stays finished. A region is a
-set of pixels of one class joined at edges or corners; all regions together are the mask, pixel for pixel. A region
+The parts are files of their own, because a run may be killed and resumed: what is finished stays finished. A region is
+a set of pixels of one class joined at edges or corners; all regions together are the mask, pixel for pixel. A region
 without holes is a polygon along its pixels' edges (pixel (0, 0) covers 0..1 × 0..1); one with holes is an uncompressed
 run-length encoding, as pycocotools reads it.
 
@@ -28,7 +28,9 @@ def coco_part(mask: Mask, file_name: str) -> dict[str, Any]:
     Category ids are class ids plus one, as COCO counts from 1.
     """
     height, width = mask.shape
-    annotations = [annotation for class_id in np.unique(mask) for annotation in _regions(mask == class_id, int(class_id))]
+    annotations = [
+        annotation for class_id in np.unique(mask) for annotation in _regions(mask == class_id, int(class_id))
+    ]
     return {"image": {"file_name": file_name, "height": height, "width": width}, "annotations": annotations}
 
 
@@ -74,11 +76,12 @@ def _regions(chosen: npt.NDArray[np.bool_], class_id: int) -> Iterator[dict[str,
         region = labels[y : y + height, x : x + width] == index
         polygon = _outline(region)
         if polygon is None:
-            whole = np.zeros(chosen.shape, dtype=np.uint8)
-            whole[y : y + height, x : x + width] = region
-            segmentation: object = {"size": list(chosen.shape), "counts": run_lengths(whole)}
+            columns = np.zeros((chosen.shape[0], width), dtype=np.uint8)
+            columns[y : y + height] = region
+            counts = run_lengths(columns, before=x, after=chosen.shape[1] - x - width)
+            segmentation: object = {"size": list(chosen.shape), "counts": counts}
         else:
-            segmentation = [(polygon + (x, y)).ravel().tolist()]
+            segmentation = [np.add(polygon, (x, y)).ravel().tolist()]
         yield {
             "category_id": class_id + 1,
             "segmentation": segmentation,
@@ -99,16 +102,21 @@ def _outline(region: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64] | None:
     nodes = np.zeros((2 * height + 1, 2 * width + 1), dtype=np.uint8)
     nodes[1::2, 1::2] = region
     nodes = cv2.dilate(nodes, np.ones((3, 3), np.uint8)).astype(np.uint8)
-    contours, hierarchy = cv2.findContours(nodes, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
+    contours, _ = cv2.findContours(nodes, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
     if len(contours) != 1:
         return None
-    return contours[0].reshape(-1, 2) / 2.0
+    return contours[0].reshape(-1, 2).astype(np.float64) / 2.0
 
 
-def run_lengths(mask: Mask) -> list[int]:
-    """Lengths of the runs of zeros and ones in turn, zeros first, down the columns of a mask of zeros and ones."""
-    flat = mask.ravel(order="F")
-    edges = np.flatnonzero(np.diff(flat)) + 1
-    lengths = np.diff(np.concatenate(([0], edges, [flat.size])))
-    start = [0] if flat[0] else []
-    return start + [int(length) for length in lengths]
+def run_lengths(mask: Mask, *, before: int = 0, after: int = 0) -> list[int]:
+    """Lengths of the runs of zeros and ones in turn, zeros first, down the columns of a mask of zeros and ones.
+
+    `before` and `after` are empty columns to the left and right of it.
+    """
+    flat = np.concatenate(([0], mask.ravel(order="F"), [0]))  # so that it begins and ends with a run of zeros
+    edges = np.flatnonzero(np.diff(flat))
+    lengths = np.diff(np.concatenate(([0], edges, [mask.size])))
+    lengths[0] += before * mask.shape[0]
+    lengths[-1] += after * mask.shape[0]
+    counts: list[int] = lengths.tolist()
+    return counts if counts[-1] else counts[:-1]

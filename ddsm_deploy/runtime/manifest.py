@@ -114,6 +114,7 @@ class Manifest:
             with contextlib.suppress(OSError):  # the write's error is the one to tell
                 os.ftruncate(self._file, before)
             raise
+        _apply(record, self.finished)
 
     def close(self) -> None:
         """Releases the file."""
@@ -144,13 +145,18 @@ def _read(path: Path) -> tuple[Identity | None, dict[str, Finished]]:
                 if "ddsm_manifest" in record:
                     identity = _identity(record, path)
                     finished.clear()
-                elif "error" in record:
-                    finished.pop(record["source"], None)
                 else:
-                    finished[record["source"]] = Finished(record["name"], record["bytes"], record["mtime_ns"])
+                    _apply(record, finished)
             except (ValueError, KeyError, TypeError):
                 continue  # a torn or foreign line only costs its input another pass
     return identity, finished
+
+
+def _apply(record: dict[str, Any], finished: dict[str, Finished]) -> None:
+    if "error" in record:
+        finished.pop(record["source"], None)
+    elif "source" in record:
+        finished[record["source"]] = Finished(record["name"], record["bytes"], record["mtime_ns"])
 
 
 def _identity(record: dict[str, Any], path: Path) -> Identity:

@@ -1,11 +1,11 @@
 """What a batch run writes for one image, and how: encoded in memory, under a temporary name, then renamed.
 
-    masks/NAME.png               class ids, 8-bit grey
-    color/NAME.png               the mask in the model's palette
-    overlay/NAME.jpg             the image with the coloured mask over it
-    confidence/NAME.png          probability of the chosen class, 255 is 1.0
-    polygons/NAME.geojson        outlines in pixel coordinates, one feature a region
-    polygons/NAME.coco.json      one image's part of `annotations.json` (`ddsm_deploy.runtime.coco`)
+masks/NAME.png               class ids, 8-bit grey
+color/NAME.png               the mask in the model's palette
+overlay/NAME.jpg             the image with the coloured mask over it
+confidence/NAME.png          probability of the chosen class, 255 is 1.0
+polygons/NAME.geojson        outlines in pixel coordinates, one feature a region
+polygons/NAME.coco.json      one image's part of `annotations.json` (`ddsm_deploy.runtime.coco`)
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ POLYGON_FORMATS = ("geojson", "coco")
 OVERLAY_QUALITY = 90
 """JPEG quality of overlays."""
 
-# Masks are flat areas. On CamVid's labels level 1 with run lengths takes 0.5 ms and 4.7 kB a frame, zlib's level 6 takes
-# 1.8 ms and 4.5 kB, level 9 takes 11 ms and 3.7 kB.
+# Masks are flat areas. On CamVid's labels level 1 with run lengths takes 0.5 ms and 4.7 kB a frame, zlib's level 6
+# takes 1.8 ms and 4.5 kB, level 9 takes 11 ms and 3.7 kB.
 _FLAT_PNG = (
     cv2.IMWRITE_PNG_COMPRESSION,
     1,
@@ -100,37 +100,85 @@ class Products:
             encoded["overlay"] = _image_bytes(".jpg", segmentation.overlay(image), quality)
         if self.confidence:
             if segmentation.confidence is None:
-                raise ConfigError(
-                    "this model has no confidence output; export one with: ddsm export CHECKPOINT --confidence"
-                )
+                raise ConfigError("the model gives no confidence")
             encoded["confidence"] = _image_bytes(".png", segmentation.confidence, _SMOOTH_PNG)
         if self.polygons == "geojson":
             encoded["polygons"] = json.dumps(_geojson(segmentation)).encode()
         elif self.polygons == "coco":
-            encoded["polygons"] = json.dumps(coco_part(segmentation, file_name)).encode()
+            encoded["polygons"] = json.dumps(coco_part(segmentation.mask, file_name)).encode()
         encoded["masks"] = _image_bytes(".png", segmentation.mask, _FLAT_PNG)
         return encoded
 
 
-def write_files(root: str, files: Mapping[str, bytes]) -> None:
+def write_files(root: Path, files: Mapping[str, bytes]) -> None:
     """Writes files (relative path -> bytes) below `root`; each appears whole or not at all, and none if one can't be.
 
     Raises:
         OSError: the disk is full, a folder can't be made, and so on; nothing half-written is left.
     """
-    temporaries: list[tuple[str, Path]] = []
+    temporaries: list[tuple[Path, Path]] = []
     try:
         for relative, data in files.items():
-            target = Path(root, relative)
+            target = root / relative
             target.parent.mkdir(parents=True, exist_ok=True)
-            temporary = target.with_name(f"{_TEMPORARY[0]}{os.getpid()}-{next(_numbers)}{_TEMPORARY[1]}")
-            with temporary.open("xb") as file:
-                temporaries.append((str(temporary), target))
+            temporaries.append((temporary_beside(target), target))
+            with temporaries[-1][0].open("xb") as file:
                 file.write(data)
-        for temporary_name, target in temporaries:
-            Path(temporary_name).replace(target)
+        for temporary, target in temporaries:
+            temporary.replace(target)
     except BaseException:
-        for temporary_name, _ in temporaries:
-            with contextlib.suppress(OSError):  # renamed already, or gone with its folder
-                Path(temporary_name).unlink()
+        for temporary, _ in temporaries:
+            with contextlib.suppress(OSError):  # renamed already, or never made
+                temporary.unlink()
         raise
+
+
+def temporary_beside(target: Path) -> Path:
+    """A fresh name in the folder of `target`, short whatever the target's length, that `remove_temporaries` knows."""
+    return target.with_name(f"{_TEMPORARY[0]}{os.getpid()}-{next(_numbers)}{_TEMPORARY[1]}")
+
+
+def remove_temporaries(root: Path) -> None:
+    """Deletes what a killed run left half-written in an output folder; only files of this module's naming.
+
+    Raises:
+        OSError: one can't be deleted.
+    """
+    for folder in (root, *(root / name for name in PRODUCT_FOLDERS)):
+        pattern = f"{_TEMPORARY[0]}*{_TEMPORARY[1]}"
+        for path in folder.glob(pattern) if folder is root else folder.rglob(pattern):
+            path.unlink()
+
+
+def _image_bytes(suffix: str, image: npt.NDArray[np.uint8], settings: tuple[int, ...]) -> bytes:
+    try:
+        done, encoded = cv2.imencode(suffix, image, settings)
+    except cv2.error as exc:
+        raise InputError(f"can't be encoded as {suffix}: {' '.join(exc.err.split())}") from exc
+    if not done:
+        height, width = image.shape[:2]
+        raise InputError(f"{width}x{height} can't be encoded as {suffix}")
+    return encoded.tobytes()
+
+
+def _geojson(segmentation: Segmentation) -> dict[str, Any]:
+    """A FeatureCollection in pixel coordinates (x to the right, y down), which RFC 7946 has no reference system for."""
+    features = []
+    for polygon in segmentation.polygons():
+        rings = [_ring(points) for points in (polygon.exterior, *polygon.holes)]
+        features.append(
+            {
+                "type": "Feature",
+                "geometry": {"type": "Polygon", "coordinates": rings},
+                "properties": {"class_id": polygon.class_id, "name": polygon.name, "area": polygon.area},
+            }
+        )
+    height, width = segmentation.mask.shape
+    return {"type": "FeatureCollection", "width": width, "height": height, "features": features}
+
+
+def _ring(points: npt.NDArray[np.float32]) -> list[list[float]]:
+    steps = np.diff(points, axis=0, prepend=points[-1:], append=points[:1])
+    corners = points[(steps[:-1] != steps[1:]).any(axis=1)]  # points on a straight line say nothing
+    ring: list[list[float]] = np.concatenate([corners, corners[:1]]).astype(float).tolist()
+    return ring  # closed, as RFC 7946 has it: the first position comes again

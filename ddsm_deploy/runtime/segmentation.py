@@ -89,7 +89,7 @@ class Segmentation:
         """
         found = []
         for class_id in np.flatnonzero(np.bincount(self.mask.ravel(), minlength=256)[: len(self.classes)]):
-            region = cv2.compare(self.mask, int(class_id), cv2.CMP_EQ)
+            region = (self.mask == class_id).view(np.uint8)
             contours, links = cv2.findContours(region, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
             if links is None:
                 continue
@@ -114,7 +114,7 @@ def _points(outline: npt.NDArray[np.int32]) -> Points:
 
 
 def _pixels(outline: npt.NDArray[np.int32], *, hole: bool = False) -> float:
-    """How many pixels an outline of neighbouring pixels encloses, by Pick's theorem: itself included, or, of a hole, not."""
+    """How many pixels an outline encloses, by Pick's theorem: its own included, those of a hole's outline not."""
     steps = len(outline) if len(outline) > 1 else 0
     area = cv2.contourArea(outline)
     return area - steps / 2 + 1 if hole else area + steps / 2 + 1

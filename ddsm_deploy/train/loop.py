@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from ddsm_deploy.datasets import Dataset, open_dataset
 from ddsm_deploy.errors import ConfigError, InputError
-from ddsm_deploy.model.checkpoint import load_weights, save_checkpoint
+from ddsm_deploy.model.checkpoint import load_weights, read_spec, save_checkpoint
 from ddsm_deploy.model.network import build_network, load_imagenet
 from ddsm_deploy.spec import ModelSpec
 from ddsm_deploy.train.config import TrainConfig
@@ -118,6 +118,8 @@ def _task(config: TrainConfig, training: Dataset) -> SegmentationTask:
     facts: dict[str, Any] = {}
     if config.init is not None:
         load_weights(network, config.init)
+        origin = read_spec(config.init)
+        facts["mean"], facts["std"] = origin.mean, origin.std
     elif config.pretrained:
         facts["mean"], facts["std"] = load_imagenet(network.backbone, config.network.backbone)
     network.to(memory_format=torch.channels_last)

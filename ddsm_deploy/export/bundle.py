@@ -1,0 +1,58 @@
+"""A checkpoint to a bundle: the folder that holds one model in every form, which `ddsm_deploy.artifact` reads."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from ddsm_deploy.artifact import BUNDLE_FILE, BUNDLE_FORMAT
+from ddsm_deploy.errors import InputError
+from ddsm_deploy.export.onnx import ExportOptions, ExportReport, export_onnx
+from ddsm_deploy.model.checkpoint import load_checkpoint, save_checkpoint
+from ddsm_deploy.spec import sha256_of
+
+CHECKPOINT = "model.safetensors"
+ONNX = "model.onnx"
+
+
+def write_bundle(checkpoint: str | Path, folder: str | Path, *, name: str, options: ExportOptions) -> ExportReport:
+    """Writes a model's checkpoint and its deployed ONNX into one folder, with ``bundle.json``.
+
+    With ``options.weights == "fp16"`` the checkpoint is rewritten with float16 storage first (see `save_checkpoint`), and
+    the ONNX file is made from that, so the two hold the same weights. ``bundle.json`` is written last: a folder without
+    it is no bundle.
+
+    Args:
+        checkpoint: what to bundle.
+        folder: made if it is not there; files of an earlier bundle in it are replaced.
+        name: the model's name, in the bundle and in the spec of both files.
+        options: of the export.
+
+    Raises:
+        InputError: the folder can't be written.
+        DdsmError: whatever `export_onnx` raises.
+    """
+    folder = Path(folder)
+    network, spec = load_checkpoint(checkpoint)
+    spec = spec.replace(name=name).with_provenance(trained_sha256=sha256_of(checkpoint))
+    record = folder / BUNDLE_FILE
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        record.unlink(missing_ok=True)
+    except OSError as exc:
+        raise InputError(f"{folder}: can't be written ({exc.strerror or exc})") from exc
+    save_checkpoint(folder / CHECKPOINT, network, spec, half=options.weights == "fp16")
+    report = export_onnx(folder / CHECKPOINT, folder / ONNX, options)
+    entries = [
+        {"file": file, "kind": kind, "precision": "fp32", "sha256": sha256_of(folder / file)}
+        for kind, file in (("onnx", ONNX), ("checkpoint", CHECKPOINT))
+    ]
+    text = json.dumps({"format": BUNDLE_FORMAT, "name": name, "artifacts": entries}, indent=2) + "\n"
+    temporary = folder / f".{BUNDLE_FILE}.{os.getpid()}.part"
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, record)
+    except OSError as exc:
+        raise InputError(f"{record}: can't be written ({exc.strerror or exc})") from exc
+    return report

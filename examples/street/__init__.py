@@ -1,0 +1,1 @@
+"""A small renderer of street-like scenes with exact labels; see `render_scenes.py` beside this folder."""
