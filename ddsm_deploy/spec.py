@@ -188,4 +188,4 @@ def parse_size(text: str) -> tuple[int, int]:
 
 
 def _is_square(number: int) -> bool:
-    return math.isqrt(number) ** 2 == number
+    return number >= 0 and math.isqrt(number) ** 2 == number

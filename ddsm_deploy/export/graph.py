@@ -69,6 +69,7 @@ def trace(
         ) from exc
     model = program.model_proto
     _strip(model)
+    _lead_with_cast(model)
     _name_axes(model, axes)
     return model
 
@@ -131,6 +132,22 @@ def _strip(model: ModelProto) -> None:
     for item in (*graph.node, *graph.input, *graph.output, *graph.initializer):
         item.ClearField("doc_string")
         del item.metadata_props[:]
+
+
+def _lead_with_cast(model: ModelProto) -> None:
+    """Makes the Cast of the uint8 input the first node and its only reader: TensorRT takes such an input no other way.
+
+    With symbolic sizes the exporter asks the input itself for its shape; the shape of the Cast's result is the same.
+    """
+    graph = model.graph
+    image = graph.input[0].name
+    at = next(i for i, node in enumerate(graph.node) if node.op_type == "Cast" and image in node.input)
+    nodes = list(graph.node)
+    nodes.insert(0, nodes.pop(at))
+    for node in nodes[1:]:
+        node.input[:] = [nodes[0].output[0] if name == image else name for name in node.input]
+    del graph.node[:]
+    graph.node.extend(nodes)
 
 
 def _name_axes(model: ModelProto, axes: Sequence[int]) -> None:

@@ -29,6 +29,9 @@ MIN_SIZE = 32
 MIN_AGREEMENT = 0.999
 """Least share of pixels on which file and torch must agree; rounding alone moves pixels whose two best classes tie."""
 
+MIN_HALF_SHARE = 0.5
+"""Of the weights, at ``weights="fp16"``: a checkpoint saved with ``half=True`` has nearly all, another next to none."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ExportOptions:
@@ -170,10 +173,10 @@ def _spec(source: ModelSpec, checkpoint: Path, options: ExportOptions) -> ModelS
 
 def _halved(model: onnx.ModelProto, checkpoint: Path) -> float:
     share = halve_weights(model)
-    if not share:
+    if share < MIN_HALF_SHARE:
         raise ConfigError(
-            f"{checkpoint}: its weights are not float16 numbers, and storing them as such would change them; "
-            "save the checkpoint with half=True first, or export with --weights fp32"
+            f"{checkpoint}: {1 - share:.0%} of its weights are not float16 numbers, and storing them as such would "
+            "change them; save the checkpoint with half=True first, or export with --weights fp32"
         )
     return share
 

@@ -1,9 +1,9 @@
 """The blocks of the network: the two sampling branches, the DDSM block, the light context head.
 
-They receive ready numbers; `network.build_network` decides on those. Dimension letters: see `operator.py`. Two habits keep
-every exported graph free of operators that a deployment target lacks or runs badly: pooling is a product with two small
-matrices (adaptive pooling can't be exported with dynamic sizes), and position embeddings are kept apart by axis, so that
-they fold to constants of C·(H + W) numbers.
+They receive ready numbers; `network.build_network` decides on those. Dimension letters: see `operator.py`. Two habits
+keep every exported graph free of operators that a deployment target lacks or runs badly: pooling is a product with two
+small matrices (adaptive pooling can't be exported with dynamic sizes), and position embeddings are kept apart by axis,
+so that they fold to constants of C·(H + W) numbers.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from ddsm_deploy.model.operator import dynamic_sample_attention
 
 
 class ConvNorm(nn.Sequential):
-    """Convolution without bias, batch norm, and a ReLU if asked for. `zero` starts the output at zero (a learned gate)."""
+    """Convolution without bias, batch norm, and a ReLU if asked for. `zero` starts the output at zero (a learned
+    gate)."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int = 1, *, relu: bool = False, zero: bool = False) -> None:
         norm = nn.BatchNorm2d(outputs)
@@ -53,7 +54,8 @@ def area_pool(x: Tensor, cells: int) -> Tensor:
 
 
 def sine_embedding(size: int, channels: int, like: Tensor) -> Tensor:
-    """Sines and cosines of a position normalised to 0..2π: channels×size (Vaswani et al. 2017, normalised as in DETR)."""
+    """Sines and cosines of a position normalised to 0..2π: channels×size (Vaswani et al. 2017, normalised as in
+    DETR)."""
     position = (torch.arange(size, dtype=torch.float32, device=like.device) + 0.5) * (2 * math.pi / size)
     octaves = 2.0 ** torch.arange(channels // 2, dtype=torch.float32, device=like.device)
     phase = octaves.unsqueeze(1) * position
@@ -104,10 +106,10 @@ class SpatialBranch(nn.Module):
 
     Choices at the paper's open points, each made so that the branch trains at least as well as none:
     query, key and value are normalised (BN) and K = V = `sample_channels`, narrower than C; the key's convolution on
-    ``concat[x_l, x_h']`` is two, one on each part, because the high half then runs on the small map (1×1 convolution and
-    bilinear upsampling commute); offsets are read from the key map, which has seen both layers; the regular grid is
-    dilated to the pitch of the high layer; the output's norm starts at zero, so the network starts as the plain pyramid.
-    The position embedding enters query and key, not value.
+    ``concat[x_l, x_h']`` is two, one on each part, because the high half then runs on the small map (1×1 convolution
+    and bilinear upsampling commute); offsets are read from the key map, which has seen both layers; the regular grid is
+    dilated to the pitch of the high layer; the output's norm starts at zero, so the network starts as the plain
+    pyramid. The position embedding enters query and key, not value.
     """
 
     def __init__(self, channels: int, *, sample_channels: int, samples: int, dilation: int) -> None:
@@ -137,10 +139,10 @@ class SpatialBranch(nn.Module):
 class ChannelBranch(nn.Module):
     """Diagram (b): every channel attends to N sampled channels, laid out as the pixels of a √C×√C plane.
 
-    The attention is linear in its values, and its values are whole channels of `x_h`. So the operator is given the C unit
-    vectors as values and returns the C×C mixing matrix, which then multiplies `x_h` at its own size: the same function as
-    sampling h·w numbers a channel, but with V = C whatever the image size, and `x_h` needs no downsampling. The mixture
-    passes a 1×1 convolution whose norm starts at zero, and is added to `x_h` before the one upsampling.
+    The attention is linear in its values, and its values are whole channels of `x_h`. So the operator is given the C
+    unit vectors as values and returns the C×C mixing matrix, which then multiplies `x_h` at its own size: the same
+    function as sampling h·w numbers a channel, but with V = C whatever the image size, and `x_h` needs no downsampling.
+    The mixture passes a 1×1 convolution whose norm starts at zero, and is added to `x_h` before the one upsampling.
     """
 
     def __init__(self, channels: int, *, pooled: int, samples: int) -> None:
@@ -164,7 +166,9 @@ class ChannelBranch(nn.Module):
         key = self._plane(self.key_norm, self.key(torch.cat([pooled_low, pooled_high], 1)))
         offset = self.offset(torch.cat([query, key], 1))
         units = self.units.to(query.dtype).expand(b, -1, -1, -1)
-        mixing = dynamic_sample_attention(query, key, units, offset)  # B×C×√C×√C: column p weighs channels for channel p
+        mixing = dynamic_sample_attention(
+            query, key, units, offset
+        )  # B×C×√C×√C: column p weighs channels for channel p
         mixed = torch.matmul(mixing.view(b, c, c).transpose(1, 2), high.flatten(2))
         return self.out(mixed.view(b, c, h, w))
 

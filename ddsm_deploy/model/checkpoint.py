@@ -41,7 +41,7 @@ def save_checkpoint(path: str | Path, network: nn.Module, spec: ModelSpec, *, ha
         path.parent.mkdir(parents=True, exist_ok=True)
         safetensors.torch.save_file(state, str(temporary), metadata={METADATA_KEY: spec.to_json()})
         temporary.chmod(0o644)  # safetensors makes its files private
-        os.replace(temporary, path)
+        temporary.replace(path)
     except (OSError, safetensors.SafetensorError) as exc:
         raise InputError(f"{path}: can't be written ({exc})") from exc
     finally:
@@ -62,7 +62,9 @@ def read_spec(path: str | Path) -> ModelSpec:
     except (OSError, safetensors.SafetensorError) as exc:
         raise ArtifactError(f"{path}: not a readable safetensors file ({exc})") from exc
     if METADATA_KEY not in metadata:
-        raise ArtifactError(f"{path}: a safetensors file, but not a ddsm checkpoint (no {METADATA_KEY} in its metadata)")
+        raise ArtifactError(
+            f"{path}: a safetensors file, but not a ddsm checkpoint (no {METADATA_KEY} in its metadata)"
+        )
     return ModelSpec.from_json(metadata[METADATA_KEY], source=str(path))
 
 
@@ -99,8 +101,8 @@ def absorb_norms(network: nn.Module, state: dict[str, torch.Tensor]) -> dict[str
     """Rescales each convolution and the batch norm behind it so that, at inference, the norm only adds a bias.
 
     The function computed is the same; in training too, up to the norm's eps (batch statistics follow the scale of what
-    they normalise). The use: an exporter that folds such a norm finds weights that are already final, so weights rounded to
-    float16 here stay exactly those weights in every graph made from them.
+    they normalise). The use: an exporter that folds such a norm finds weights that are already final, so weights
+    rounded to float16 here stay exactly those weights in every graph made from them.
     """
     state = dict(state)
     for conv, norm in _pairs(network):
@@ -118,10 +120,15 @@ def absorb_norms(network: nn.Module, state: dict[str, torch.Tensor]) -> dict[str
 
 
 def _pairs(network: nn.Module) -> list[tuple[str, str]]:
-    """Names of (bias-free convolution, batch norm) that follow each other in order of registration and match in width."""
+    """Names of (bias-free convolution, batch norm) that follow each other in order of registration and match in
+    width."""
     pairs, previous = [], None
     for name, module in network.named_modules():
-        if isinstance(module, nn.BatchNorm2d) and previous is not None and module.num_features == previous[1].out_channels:
+        if (
+            isinstance(module, nn.BatchNorm2d)
+            and previous is not None
+            and module.num_features == previous[1].out_channels
+        ):
             pairs.append((previous[0], name))
         if isinstance(module, nn.Conv2d | nn.BatchNorm2d):
             previous = (name, module) if isinstance(module, nn.Conv2d) and module.bias is None else None

@@ -20,8 +20,14 @@ class SegmentationNetwork(nn.Module):
     Source: feature pyramid as in Kirillov et al. 2019, with DDSM (Shi et al. 2021) in place of "upsample and add".
     """
 
-    def __init__(self, backbone: nn.Module, context: ContextHead, laterals: nn.ModuleList, fusions: nn.ModuleList,
-                 head: nn.Sequential) -> None:
+    def __init__(
+        self,
+        backbone: nn.Module,
+        context: ContextHead,
+        laterals: nn.ModuleList,
+        fusions: nn.ModuleList,
+        head: nn.Sequential,
+    ) -> None:
         super().__init__()
         self.backbone = backbone
         self.context = context
@@ -94,7 +100,9 @@ def _backbone(name: str) -> nn.Module:
     info = backbone.feature_info
     wanted = [info.reduction().index(s) if s in info.reduction() else -1 for s in (4, 8, 16, 32)]
     if -1 in wanted:
-        raise ConfigError(f"backbone {name!r} has features at strides {info.reduction()}; expected 4, 8, 16 and 32 among them")
+        raise ConfigError(
+            f"backbone {name!r} has features at strides {info.reduction()}; expected 4, 8, 16 and 32 among them"
+        )
     if len(info.reduction()) > LEVELS:
         backbone = timm.create_model(name, features_only=True, pretrained=False, out_indices=wanted)
     return backbone
@@ -122,7 +130,9 @@ def load_imagenet(backbone: nn.Module, name: str) -> tuple[tuple[float, ...], tu
     try:
         whole = timm.create_model(name, pretrained=True)
     except Exception as exc:  # timm's hub client raises whatever its transport does
-        raise ConfigError(f"no ImageNet weights for {name!r} ({exc}); train with --no-pretrained, or go online") from exc
+        raise ConfigError(
+            f"no ImageNet weights for {name!r} ({exc}); train with --no-pretrained, or go online"
+        ) from exc
     missing = backbone.load_state_dict(whole.state_dict(), strict=False).missing_keys
     if missing:
         raise ConfigError(f"timm's weights for {name!r} lack {len(missing)} tensors of its feature extractor")
@@ -135,5 +145,7 @@ def _copy_in_order(backbone: nn.Module, source: dict[str, Tensor]) -> None:
         # the source ends with the classifier, which a feature extractor lacks: so not strict
         for (name, mine), (other, theirs) in zip(backbone.state_dict().items(), source.items(), strict=False):
             if mine.shape != theirs.shape:
-                raise ConfigError(f"ImageNet weights: {other} is {tuple(theirs.shape)}, but {name} is {tuple(mine.shape)}")
+                raise ConfigError(
+                    f"ImageNet weights: {other} is {tuple(theirs.shape)}, but {name} is {tuple(mine.shape)}"
+                )
             mine.copy_(theirs)

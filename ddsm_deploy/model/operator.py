@@ -22,10 +22,10 @@ from ddsm_deploy.errors import InputError
 def dynamic_sample_attention(query: Tensor, key: Tensor, value: Tensor, offset: Tensor) -> Tensor:
     """Every pixel attends to N positions of its own choice.
 
-    For pixel p and sample n, ``key`` and ``value`` are read bilinearly at ``p + offset_n(p)``, where anything outside the
-    map counts as zero; the affinities are the softmax over n of ``query(p) · key_n(p) / sqrt(K)``, and the result is the
-    affinity-weighted sum of the sampled values. Coordinates and softmax are computed in float32 at least, whatever the
-    precision of the inputs.
+    For pixel p and sample n, ``key`` and ``value`` are read bilinearly at ``p + offset_n(p)``, where anything outside
+    the map counts as zero; the affinities are the softmax over n of ``query(p) · key_n(p) / sqrt(K)``, and the result
+    is the affinity-weighted sum of the sampled values. Coordinates and softmax are computed in float32 at least,
+    whatever the precision of the inputs.
 
     Args:
         query: B×K×Y×X.
@@ -88,7 +88,8 @@ def _check(query: Tensor, key: Tensor, value: Tensor, offset: Tensor) -> None:
         raise InputError(f"offset is {tuple(offset.shape)}; expected {(b, '2N', y, x)}")
 
 
-# CompositeImplicitAutograd: autograd goes through the reference's own operations, and torch.export still keeps one node.
+# CompositeImplicitAutograd: autograd goes through the reference's own operations, and torch.export still keeps one
+# node.
 _library = torch.library.Library("ddsm", "DEF")
 _library.define("dynamic_sample_attention(Tensor query, Tensor key, Tensor value, Tensor offset) -> Tensor")
 _library.impl("dynamic_sample_attention", reference, "CompositeImplicitAutograd")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +42,12 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         temporary = Path(f"{path}.part")
         super().save_checkpoint(checkpoint, temporary, storage_options)
-        os.replace(temporary, path)
+        temporary.replace(path)
 
 
 class KeepBest(Callback):
-    """Validates, logs, and keeps the best network as safetensors. Listed before the EMA callback, whose averaged weights
-    are still in place when this one runs."""
+    """Validates, logs, and keeps the best network as safetensors. Listed before the EMA callback, whose averaged
+    weights are still in place when this one runs."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -133,7 +132,8 @@ def _task(config: TrainConfig, training: Dataset) -> SegmentationTask:
         provenance={
             "dataset": f"{config.dataset}/{config.train_split} ({len(training.samples)} images)",
             "torch": torch.__version__,
-            "schedule": f"{config.epochs} epochs, batch {config.batch}, crop {config.crop[0]}x{config.crop[1]}, seed {config.seed}",
+            "schedule": f"{config.epochs} epochs, batch {config.batch}, crop {'x'.join(map(str, config.crop))}",
+            "seed": str(config.seed),
         },
         **facts,
     )
@@ -145,7 +145,9 @@ def _trainer(config: TrainConfig, best: KeepBest) -> pl.Trainer:
     callbacks: list[Callback] = [best]
     if config.ema:
         callbacks.append(EMAWeightAveraging(decay=config.ema))
-    callbacks.append(ModelCheckpoint(config.output, filename="last", save_top_k=1, monitor=None, enable_version_counter=False))
+    callbacks.append(
+        ModelCheckpoint(config.output, filename="last", save_top_k=1, monitor=None, enable_version_counter=False)
+    )
     callbacks.append(RichProgressBar(leave=True))
     return pl.Trainer(
         default_root_dir=config.output,
@@ -168,10 +170,15 @@ def _trainer(config: TrainConfig, best: KeepBest) -> pl.Trainer:
 
 
 def lightning_precision(precision: str) -> Any:
-    """Lightning's word for ours; ``auto`` is bf16 where the hardware computes in it, since emulation is many times slower."""
+    """Lightning's word for ours; ``auto`` is bf16 where the hardware computes in it, since emulation is many times
+    slower."""
     if precision == "auto":
         on_gpu = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
-        on_cpu = not torch.cuda.is_available() and torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        on_cpu = (
+            not torch.cuda.is_available()
+            and torch.backends.mkldnn.is_available()
+            and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        )
         precision = "bf16" if on_gpu or on_cpu else "fp32"
     return {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}[precision]
 

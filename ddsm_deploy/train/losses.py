@@ -40,7 +40,8 @@ def ohem_cross_entropy(logits: Tensor, labels: Tensor, *, easy: float, weight: T
 
 
 def auxiliary_cross_entropy(logits: Tensor, labels: Tensor, *, weight: Tensor) -> Tensor:
-    """Cross-entropy of a coarse map against labels picked at its cells' centres (nearest). Shapes as above, logits smaller."""
+    """Cross-entropy of a coarse map against labels picked at its cells' centres (nearest). Shapes as above, logits
+    smaller."""
     small = F.interpolate(labels.unsqueeze(1).float(), size=logits.shape[-2:], mode="nearest-exact").squeeze(1).long()
     if not (small != IGNORE).any():
         return logits.sum() * 0.0

@@ -79,7 +79,7 @@ def test_foreign_and_damaged_files_are_refused(tmp_path: Path, network: torch.nn
     save_checkpoint(good, network, SPEC)
     for content in (b"", good.read_bytes()[:1000], pickle.dumps({"weights": [1]})):
         bad.write_bytes(content)
-        with pytest.raises(ArtifactError, match="bad.safetensors"):
+        with pytest.raises(ArtifactError, match=r"bad\.safetensors"):
             load_checkpoint(bad)
     safetensors.torch.save_file({"x": torch.zeros(1)}, str(bad))
     with pytest.raises(ArtifactError, match="not a ddsm checkpoint"):

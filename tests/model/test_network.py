@@ -44,7 +44,9 @@ def test_every_parameter_learns_once_the_gates_are_open() -> None:
             torch.nn.init.ones_(branch.out[1].weight)
             torch.nn.init.normal_(branch.offset.weight, std=0.01)
     network(torch.randn(2, 3, 64, 96)).square().mean().backward()
-    own = [(n, p) for n, p in network.named_parameters() if not n.startswith("backbone.")]  # timm starts some gates at zero
+    own = [
+        (n, p) for n, p in network.named_parameters() if not n.startswith("backbone.")
+    ]  # timm starts some gates at zero
     dead = [name for name, p in own if p.grad is None or not p.grad.abs().sum() > 0]
     assert dead == []
 

@@ -84,7 +84,12 @@ def test_export_sees_one_operator() -> None:
 
 @pytest.mark.parametrize(
     ("change", "says"),
-    [((1, (1, 3, 4, 4)), "key"), ((2, (1, 2, 4, 6)), "value"), ((3, (1, 3, 4, 5)), "offset"), ((3, (1, 0, 4, 5)), "offset")],
+    [
+        ((1, (1, 3, 4, 4)), "key"),
+        ((2, (1, 2, 4, 6)), "value"),
+        ((3, (1, 3, 4, 5)), "offset"),
+        ((3, (1, 0, 4, 5)), "offset"),
+    ],
 )
 def test_shapes_that_do_not_belong_together(change: tuple[int, tuple[int, ...]], says: str) -> None:
     inputs = tensors(1, 2, 2, 4, 4, 5)

@@ -17,7 +17,18 @@ from ddsm_deploy.model.checkpoint import read_spec
 
 def command(scenes: Path, output: Path, *extra: str) -> list[str]:
     network = ["--backbone", "resnet10t", "--no-pretrained", "--size", "64x96", "--batch", "4", "--workers", "0"]
-    base = [sys.executable, "-m", "ddsm_deploy", "train", "--data", str(scenes), "--dataset", "folder", "-o", str(output)]
+    base = [
+        sys.executable,
+        "-m",
+        "ddsm_deploy",
+        "train",
+        "--data",
+        str(scenes),
+        "--dataset",
+        "folder",
+        "-o",
+        str(output),
+    ]
     return [*base, *network, "--accelerator", "cpu", "--ema", "0.9", *extra]
 
 
@@ -26,7 +37,7 @@ def run(*args: str) -> subprocess.CompletedProcess[str]:
 
 
 def metrics(output: Path) -> list[dict[str, str]]:
-    with open(output / "logs" / "metrics.csv", newline="") as file:
+    with (output / "logs" / "metrics.csv").open(newline="") as file:
         return list(csv.DictReader(file))
 
 
@@ -64,13 +75,19 @@ def test_a_finished_run_is_not_overwritten(finished: Path, scenes: Path) -> None
 
 def test_a_killed_run_goes_on_where_it_was(scenes: Path, tmp_path: Path) -> None:
     output = tmp_path / "run"
-    process = subprocess.Popen(command(scenes, output, "--epochs", "40"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command(scenes, output, "--epochs", "40"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     deadline = time.monotonic() + 200
     while not (output / "last.ckpt").exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    seen = [int(r["epoch"]) for r in metrics(output) if r["val/miou"]] if (output / "logs" / "metrics.csv").exists() else []
+    seen = (
+        [int(r["epoch"]) for r in metrics(output) if r["val/miou"]]
+        if (output / "logs" / "metrics.csv").exists()
+        else []
+    )
     epochs = max(seen, default=0) + 3
     resumed = run(*command(scenes, output, "--epochs", str(epochs), "--resume"))
     assert resumed.returncode == 0, resumed.stderr

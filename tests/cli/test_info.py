@@ -1,0 +1,108 @@
+"""`ddsm info`, run as the command that a user types."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from colour_graph import CLASSES, colour_spec, write_colour_model
+
+from ddsm_deploy.artifact import shipped_models
+from ddsm_deploy.engines import BACKENDS
+from ddsm_deploy.spec import sha256_of
+
+HIDE = "import sys; sys.modules[{module!r}] = None; from ddsm_deploy.cli import main; sys.argv[0] = 'ddsm'; main()"
+
+
+def ddsm(*arguments: str | Path, hide: str | None = None) -> subprocess.CompletedProcess[str]:
+    """Runs the command in a process of its own; `hide` names a module that can't be imported there."""
+    start = ["-m", "ddsm_deploy"] if hide is None else ["-c", HIDE.format(module=hide)]
+    command = [sys.executable, "-W", "error", *start, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, encoding="utf-8", check=False, timeout=120)
+
+
+def test_the_record_of_a_model(tmp_path: Path) -> None:
+    model = write_colour_model(tmp_path / "frames.onnx", size=(8, 12), channel_order="rgb")
+    done = ddsm("info", model)
+    assert (done.returncode, done.stderr) == (0, "")
+    for expected in ("frames", "8x12 (rgb)", "fp32", ", ".join(CLASSES), str(model), sha256_of(model), *BACKENDS):
+        assert expected in done.stdout
+
+
+def test_json(tmp_path: Path) -> None:
+    model = write_colour_model(tmp_path / "frames.onnx")
+    done = ddsm("info", model, "--json", "-")
+    assert done.returncode == 0
+    assert "8x12 (bgr)" in done.stderr  # what people read goes aside, so that a pipe gets the JSON alone
+    result = json.loads(done.stdout)
+    spec = colour_spec()
+    assert result["model"]["size"] == [8, 12]
+    assert result["model"]["classes"] == [
+        {"id": i, "name": name, "color": list(color)}
+        for i, (name, color) in enumerate(zip(spec.classes, spec.palette, strict=True))
+    ]
+    assert result["model"]["files"] == [
+        {"kind": "onnx", "file": str(model), "bytes": model.stat().st_size, "sha256": sha256_of(model)}
+    ]
+    assert [entry["backend"] for entry in result["backends"]] == list(BACKENDS)
+
+    assert ddsm("info", model, "--json", tmp_path / "info.json").returncode == 0
+    assert json.loads((tmp_path / "info.json").read_text(encoding="utf-8")) == result
+
+
+def test_a_backend_that_is_not_installed_comes_with_its_pip_line(tmp_path: Path) -> None:
+    model = write_colour_model(tmp_path / "frames.onnx")
+    result = json.loads(ddsm("info", model, "--json", "-", hide="openvino").stdout)
+    (openvino,) = [entry for entry in result["backends"] if entry["backend"] == "openvino"]
+    assert openvino["available"] is False
+    assert "pip install 'ddsm-deploy[cpu]'" in openvino["reason"]
+
+
+def test_load_says_what_each_runtime_can_do(tmp_path: Path, need) -> None:
+    need("onnxruntime")
+    model = write_colour_model(tmp_path / "frames.onnx")
+    done = ddsm("info", model, "--load", "--json", "-", hide="torch")
+    entries = {entry["backend"]: entry for entry in json.loads(done.stdout)["backends"]}
+    assert entries["onnxruntime"]["precisions"] == ["fp32"]
+    assert entries["torch"]["available"] is False
+
+
+def test_the_default_is_the_shipped_model() -> None:
+    done = ddsm("info")
+    if "ddsm-lite0" in shipped_models():
+        assert done.returncode == 0
+        assert "ddsm-lite0" in done.stdout
+    else:
+        assert (done.returncode, done.stdout) == (1, "")
+        assert done.stderr.startswith("ddsm: no model 'ddsm-lite0'")
+
+
+def test_errors_are_one_line(tmp_path: Path) -> None:
+    cut = write_colour_model(tmp_path / "cut.onnx")
+    cut.write_bytes(cut.read_bytes()[:100])
+    model = write_colour_model(tmp_path / "frames.onnx")
+    for arguments, said in (
+        ((tmp_path / "none.onnx",), "No such file"),
+        ((cut,), "damaged or cut short"),
+        ((tmp_path,), "not a model bundle"),
+        ((model, "--json", tmp_path / "no" / "info.json"), "can't be written"),
+    ):
+        done = ddsm("info", *arguments)
+        assert done.returncode == 1
+        assert done.stderr.startswith("ddsm: ")
+        assert said in done.stderr
+        assert done.stderr.count("\n") == 1
+
+
+def test_escape_codes_in_a_file_do_not_reach_the_terminal(tmp_path: Path) -> None:
+    import onnx
+    from colour_graph import colour_graph
+
+    spec = colour_spec().with_provenance(note="\x1b[2Jgone\nmodel  forged")
+    onnx.save(colour_graph(spec), tmp_path / "frames.onnx")
+    done = ddsm("info", tmp_path / "frames.onnx")
+    assert done.returncode == 0
+    assert "\x1b" not in done.stdout
+    assert "?[2Jgone?model  forged" in done.stdout

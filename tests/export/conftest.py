@@ -1,0 +1,104 @@
+"""Random networks as checkpoints, exported once each, and the two runtimes that read ONNX."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from torch import nn
+
+from ddsm_deploy.export import ExportOptions, ExportReport, export_onnx
+from ddsm_deploy.model.checkpoint import save_checkpoint
+from ddsm_deploy.model.network import build_network
+from ddsm_deploy.spec import ModelSpec, NetworkConfig
+
+Feeds = Mapping[str, npt.NDArray]
+
+SPEC = ModelSpec(
+    name="random",
+    classes=tuple("abcdefghijk"),
+    height=64,
+    width=96,
+    mean=(123.7, 116.3, 103.5),  # unlike each other, so that a swapped channel shows
+    std=(58.4, 50.0, 64.0),
+    network=NetworkConfig(backbone="test_efficientnet", channels=16, sample_channels=8, samples=9, pooled=4),
+)
+
+
+def random_network(config: NetworkConfig) -> nn.Module:
+    """Every gate open, every norm with statistics of its own, logits far apart: nothing that could hide an error."""
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        network = build_network(config, len(SPEC.classes))
+        for name, parameter in network.named_parameters():
+            if name.endswith("offset.weight"):
+                nn.init.normal_(parameter, std=0.1)
+            elif name.startswith("fusions") and name.endswith("weight") and not parameter.any():
+                nn.init.uniform_(parameter, 0.5, 1.0)
+        nn.init.normal_(network.head[1].weight)
+        network.train()
+        with torch.no_grad():
+            for _ in range(20):  # the norms take up the statistics of what flows through them
+                network(torch.randn(4, 3, 64, 96))
+    return network.eval()
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """`checkpoint(fusion, half=False)`: a random network's checkpoint, made once."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+
+    def make(fusion: str, *, half: bool = False) -> Path:
+        path = folder / f"{fusion}{'-half' * half}.safetensors"
+        if not path.exists():
+            config = NetworkConfig(**{**vars(SPEC.network), "fusion": fusion})
+            save_checkpoint(path, random_network(config), SPEC.replace(network=config), half=half)
+        return path
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def exported(checkpoint: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., ExportReport]:
+    """`exported(fusion, half=False, **options)`: the report of an export, made once for each set of arguments."""
+    folder = tmp_path_factory.mktemp("exports")
+    reports: dict[str, ExportReport] = {}
+
+    def make(fusion: str, *, half: bool = False, **options: object) -> ExportReport:
+        key = repr((fusion, half, sorted(options.items())))
+        if key not in reports:
+            path = folder / f"{len(reports)}.onnx"
+            reports[key] = export_onnx(checkpoint(fusion, half=half), path, ExportOptions(**options))
+        return reports[key]
+
+    return make
+
+
+def run_onnxruntime(model: Path | bytes, feeds: Feeds) -> list[npt.NDArray]:
+    import onnxruntime
+
+    source = model if isinstance(model, bytes) else str(model)
+    return onnxruntime.InferenceSession(source, providers=["CPUExecutionProvider"]).run(None, dict(feeds))
+
+
+def run_openvino(model: Path | bytes, feeds: Feeds) -> list[npt.NDArray]:
+    import openvino
+
+    core = openvino.Core()
+    source = core.read_model(model if isinstance(model, bytes) else str(model))
+    compiled = core.compile_model(source, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    results = compiled(dict(feeds))
+    return [np.array(results[port]) for port in compiled.outputs]
+
+
+@pytest.fixture(params=["onnxruntime", "openvino"])
+def run(
+    request: pytest.FixtureRequest, need: Callable[[str], None]
+) -> Callable[[Path | bytes, Feeds], list[npt.NDArray]]:
+    """`run(model, feeds)`: the outputs in the graph's order, on each runtime."""
+    need(request.param)
+    return {"onnxruntime": run_onnxruntime, "openvino": run_openvino}[request.param]

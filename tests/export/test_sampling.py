@@ -1,0 +1,123 @@
+"""Both ONNX forms of the operator against its float64 reference, on every runtime that reads ONNX.
+
+A file holds several calls of the operator, since it is the exporter that takes the time.
+"""
+
+from __future__ import annotations
+
+import collections
+import itertools
+import warnings
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+from torch import Tensor, nn
+
+from ddsm_deploy.export.sampling import SAMPLINGS, translation_table
+from ddsm_deploy.model.operator import dynamic_sample_attention, reference
+
+Run = Callable[[bytes, dict[str, npt.NDArray]], list[npt.NDArray]]
+
+# B, K, V, N, Y, X, and the spread of offsets in pixels
+STATIC = [
+    (1, 4, 3, 9, 5, 7, 2.0),
+    (2, 3, 5, 1, 4, 6, 1.0),
+    (1, 2, 2, 4, 1, 1, 0.6),
+    (1, 3, 2, 25, 6, 1, 3.0),
+    (2, 2, 3, 9, 3, 4, 40.0),  # most positions lie outside
+    (1, 2, 2, 4, 3, 3, 1e6),  # all of them, far outside
+    (1, 1, 1, 4, 24, 40, 0.0),
+]
+DYNAMIC = [(2, 3, 2, n, 4, 5, 2.0) for n in (1, 4, 9, 25)]
+OTHER_SIZES = [(1, 1, 1), (1, 6, 2), (3, 5, 9)]  # B, Y, X
+FLOATS = {"rtol": 1e-5, "atol": 1e-5}  # coordinates are float32
+
+
+class Calls(nn.Module):
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return tuple(dynamic_sample_attention(*tensors[i : i + 4]) for i in range(0, len(tensors), 4))
+
+
+def inputs(case: tuple[int, int, int, int, int, int, float]) -> list[Tensor]:
+    b, k, v, n, y, x, spread = case
+    generator = torch.Generator().manual_seed(1000 * n + 10 * y + x)
+    shapes = [(b, k, y, x), (b, k, y, x), (b, v, y, x), (b, 2 * n, y, x)]
+    query, key, value, offset = (torch.randn(s, generator=generator) for s in shapes)
+    return [query, key, value, offset * spread]
+
+
+def export(sampling: str, cases: list[tuple[int, int, int, int, int, int, float]], *, axes: tuple[int, ...]) -> bytes:
+    tensors = [tensor for case in cases for tensor in inputs(case)]
+    shapes = (tuple(dict.fromkeys(axes, torch.export.Dim.DYNAMIC) for _ in tensors),) if axes else None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's own deprecations
+        program = torch.onnx.export(
+            Calls().eval(),
+            tuple(tensors),
+            dynamo=True,
+            opset_version=19,
+            input_names=[f"in{i}" for i in range(len(tensors))],
+            dynamic_shapes=shapes,
+            custom_translation_table=translation_table(sampling),
+            verbose=False,
+        )
+    return program.model_proto.SerializeToString()
+
+
+@pytest.fixture(scope="module", params=SAMPLINGS)
+def sampling(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def static(sampling: str) -> bytes:
+    return export(sampling, STATIC, axes=())
+
+
+@pytest.fixture(scope="module")
+def dynamic(sampling: str) -> bytes:
+    return export(sampling, DYNAMIC, axes=(0, 2, 3))
+
+
+def check(run: Run, model: bytes, cases: list[tuple[int, int, int, int, int, int, float]]) -> None:
+    tensors = [inputs(case) for case in cases]
+    feeds = {f"in{i}": tensor.numpy() for i, tensor in enumerate(itertools.chain(*tensors))}
+    for case, group, got in zip(cases, tensors, run(model, feeds), strict=True):
+        want = reference(*(tensor.double() for tensor in group)).numpy()
+        np.testing.assert_allclose(got, want, **FLOATS, err_msg=str(case))
+
+
+@pytest.mark.timeout(900)
+def test_static_sizes(run: Run, static: bytes) -> None:
+    check(run, static, STATIC)
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("size", [(2, 4, 5), *OTHER_SIZES], ids=str)
+def test_one_file_for_any_batch_and_size(run: Run, dynamic: bytes, size: tuple[int, int, int]) -> None:
+    b, y, x = size
+    check(run, dynamic, [(b, k, v, n, y, x, spread) for _, k, v, n, _, _, spread in DYNAMIC])
+
+
+def operators(model: bytes) -> collections.Counter[str]:
+    return collections.Counter(node.op_type for node in onnx.load_from_string(model).graph.node)
+
+
+def test_operators(sampling: str, static: bytes, dynamic: bytes) -> None:
+    for model, calls in ((static, len(STATIC)), (dynamic, len(DYNAMIC))):
+        found = operators(model)
+        assert not found.keys() & {"Einsum", "Loop", "If", "Scan"}
+        assert found["GridSample"] == (calls if sampling == "portable" else 0)
+        assert found["Softmax"] == calls
+    assert not operators(static).keys() & {"Shape", "Range"}
+
+
+def test_static_grids_are_constants_an_axis_and_no_maps(static: bytes) -> None:
+    y, x = STATIC[-1][4:6]
+    for tensor in onnx.load_from_string(static).graph.initializer:
+        assert numpy_helper.to_array(tensor).size <= 2 * max(y, x) < y * x
