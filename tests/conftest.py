@@ -89,14 +89,17 @@ def shipped_model(missing: Missing) -> Path:
 
 
 @pytest.fixture(scope="session")
-def kept(pytestconfig: pytest.Config) -> Callable[[str, list[Path], Callable[[Path], None]], Path]:
+def kept(
+    pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str, list[Path], Callable[[Path], None]], Path]:
     """`kept(name, sources, make)`: the folder that `make(folder)` filled, in pytest's cache until a source changes."""
 
     def folder(name: str, sources: list[Path], make: Callable[[Path], None]) -> Path:
         digest = hashlib.sha256()
         for source in sorted(sources):
             digest.update(source.read_bytes())
-        place = pytestconfig.cache.mkdir(name) / digest.hexdigest()[:16]
+        cache = getattr(pytestconfig, "cache", None)  # `-p no:cacheprovider` switches it off
+        place = (cache.mkdir(name) if cache else tmp_path_factory.mktemp(name)) / digest.hexdigest()[:16]
         if not place.is_dir():
             half = place.with_name(f"{place.name}.{os.getpid()}")
             half.mkdir()

@@ -16,8 +16,7 @@ from pathlib import Path
 from ddsm_deploy.artifact import resolve
 from ddsm_deploy.datasets import open_dataset
 from ddsm_deploy.evaluate.accuracy import EvalResult, evaluate
-from ddsm_deploy.export.bundle import write_bundle
-from ddsm_deploy.export.onnx import ExportOptions
+from ddsm_deploy.export import ExportOptions, write_bundle
 from ddsm_deploy.runtime.segmenter import Segmenter
 
 MODELS = Path(__file__).parent.parent / "ddsm_deploy" / "models"

@@ -31,6 +31,9 @@ def export(
         list[Path] | None, typer.Option(help="Image or folder to compare with torch on; else synthetic images.")
     ] = None,
     no_verify: Annotated[bool, typer.Option("--no-verify", help="Skip running the file beside torch.")] = False,
+    bundle: Annotated[
+        bool, typer.Option("--bundle", help="Write a bundle: OUTPUT is a folder and gets checkpoint and ONNX.")
+    ] = False,
     json_file: Annotated[str | None, typer.Option("--json", help="Write the result; - is standard output.")] = None,
 ) -> None:
     """Writes a checkpoint as an ONNX file with pre- and post-processing inside, and compares it with torch."""
@@ -39,7 +42,7 @@ def export(
 
     with require("train"):
         from ddsm_deploy.artifact import resolve
-        from ddsm_deploy.export import ExportOptions, export_onnx
+        from ddsm_deploy.export import ExportOptions, export_onnx, write_bundle
 
     options = ExportOptions(
         size=parse_size(size) if size is not None else None,
@@ -51,7 +54,11 @@ def export(
         verify=not no_verify,
         images=tuple(verify_images or ()),
     )
-    report = export_onnx(resolve(checkpoint).file("checkpoint"), output, options)
+    source = resolve(checkpoint).file("checkpoint")
+    if bundle:
+        report = write_bundle(source, output, name=output.resolve().name, options=options)
+    else:
+        report = export_onnx(source, output, options)
     typer.echo(_summary(report), err=json_file == "-")
     if json_file is not None:
         write_json(json_file, _json(report))

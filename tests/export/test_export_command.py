@@ -52,9 +52,17 @@ def test_same_checkpoint_same_bytes(
     exported: Callable[..., ExportReport], checkpoint: Callable[..., Path], tmp_path: Path
 ) -> None:
     """Another process in another folder, told by the command line, writes the very file that the library wrote."""
-    want = exported("ddsm", outputs=("mask", "logits", "confidence"))
-    command = [sys.executable, "-m", "ddsm_deploy", "export", str(checkpoint("ddsm")), "-o", "made/model.onnx"]
-    command += ["--logits", "--confidence", "--size", "64x96", "--json", "report.json"]
+    want = exported("ddsm", half=True, weights="fp16", outputs=("mask", "logits", "confidence"))
+    command = [
+        sys.executable,
+        "-m",
+        "ddsm_deploy",
+        "export",
+        str(checkpoint("ddsm", half=True)),
+        "-o",
+        "made/model.onnx",
+    ]
+    command += ["--logits", "--confidence", "--weights", "fp16", "--size", "64x96", "--json", "report.json"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=1200)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("made/model.onnx: ")

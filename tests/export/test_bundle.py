@@ -1,0 +1,52 @@
+"""A bundle holds one model in every form, with the same weights in each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ddsm_deploy.artifact import resolve
+from ddsm_deploy.engines import EngineOptions, open_engine
+from ddsm_deploy.errors import ArtifactError, InputError
+from ddsm_deploy.export import ExportOptions, write_bundle
+
+
+@pytest.fixture(scope="module")
+def bundle(checkpoint: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bundles") / "mine"
+    write_bundle(checkpoint("ddsm"), folder, name="mine", options=ExportOptions(weights="fp16"))
+    return folder
+
+
+def test_it_is_found_and_its_files_are_one_model(bundle: Path) -> None:
+    artifact = resolve(bundle)
+    assert artifact.name == artifact.spec.name == "mine"
+    assert sorted(p.name for p in bundle.iterdir()) == ["bundle.json", "model.onnx", "model.safetensors"]
+    image = np.random.default_rng(0).integers(0, 256, (1, 64, 96, 3), dtype=np.uint8)
+    masks = []
+    for backend in ("torch", "onnxruntime"):
+        with open_engine(artifact, backend, EngineOptions()) as engine:
+            masks.append(engine.run({"image": image})["mask"])
+    # the same float16 weights in both: only ties can differ, and the network's logits are far apart
+    assert (masks[0] == masks[1]).mean() > 0.999
+
+
+def test_a_changed_file_is_noticed(bundle: Path, tmp_path: Path) -> None:
+    for file in bundle.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    data = bytearray((tmp_path / "model.onnx").read_bytes())
+    data[len(data) // 2] ^= 1
+    (tmp_path / "model.onnx").write_bytes(data)
+    with pytest.raises(ArtifactError, match="damaged"):
+        resolve(tmp_path)
+
+
+def test_a_failed_export_leaves_no_bundle(checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    folder = tmp_path / "b"
+    with pytest.raises(InputError, match="nowhere"):
+        write_bundle(checkpoint("ddsm"), folder, name="b", options=ExportOptions(images=(tmp_path / "nowhere",)))
+    with pytest.raises(ArtifactError, match=r"no bundle\.json"):
+        resolve(folder)
