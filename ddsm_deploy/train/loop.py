@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import logging
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +86,7 @@ def train(config: TrainConfig) -> TrainResult:
     Raises:
         ConfigError: the output folder holds another run, or there is none to resume.
         InputError: the data can't be read.
+        KeyboardInterrupt: stopped by Ctrl-C; the last whole epoch is kept, and `resume` goes on from it.
     """
     last = config.output / LAST
     if config.resume and not last.is_file():
@@ -99,15 +104,18 @@ def train(config: TrainConfig) -> TrainResult:
     best = KeepBest(config.output / BEST)
     trainer = _trainer(config, best)
     _record(config)
-    trainer.fit(
-        task,
+    loaders = (
         _loader(TrainImages(training, config), config, shuffle=True),
         _loader(EvalImages(validation, config), config, shuffle=False),
-        ckpt_path=last if config.resume else None,
-        weights_only=True,  # tensors and plain values only: nothing in the file is executed
     )
-    if trainer.interrupted:
-        raise KeyboardInterrupt
+    try:
+        with _quiet():
+            # weights_only: tensors and plain values, nothing in the file is executed
+            trainer.fit(task, *loaders, ckpt_path=last if config.resume else None, weights_only=True)
+    except SystemExit:
+        if not trainer.interrupted:
+            raise
+        raise KeyboardInterrupt from None  # Lightning makes exit code 1 of it, as if the run had failed
     return TrainResult(best.path, best.miou, best.epoch)
 
 
@@ -149,6 +157,7 @@ def _trainer(config: TrainConfig, best: KeepBest) -> pl.Trainer:
         ModelCheckpoint(config.output, filename="last", save_top_k=1, monitor=None, enable_version_counter=False)
     )
     callbacks.append(RichProgressBar(leave=True))
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     return pl.Trainer(
         default_root_dir=config.output,
         max_epochs=config.epochs,
@@ -192,6 +201,15 @@ def _loader(images: Any, config: TrainConfig, *, shuffle: bool) -> DataLoader[An
         num_workers=config.workers,
         persistent_workers=config.workers > 0,
     )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps off stderr what Lightning says of itself: its own deprecations, hints, our folder that is not empty."""
+    with warnings.catch_warnings():
+        for text in ("Checkpoint directory", ".*LeafSpec", "The number of training batches", "The '.*_dataloader'"):
+            warnings.filterwarnings("ignore", message=text)
+        yield
 
 
 def _record(config: TrainConfig) -> None:

@@ -96,6 +96,21 @@ def test_a_killed_run_goes_on_where_it_was(scenes: Path, tmp_path: Path) -> None
     assert after == sorted(set(after)), "an epoch was trained or logged twice"
 
 
+def test_ctrl_c_ends_with_130_and_keeps_the_last_epoch(scenes: Path, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    process = subprocess.Popen(
+        command(scenes, output, "--epochs", "200"), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 200
+    while not (output / "last.ckpt").exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in stderr
+    assert (output / "best.safetensors").exists() and (output / "last.ckpt").exists()
+
+
 @pytest.mark.parametrize(
     ("extra", "says"),
     [
