@@ -104,7 +104,7 @@ def offset_conv(inputs: int, samples: int, dilation: int) -> nn.Conv2d:
 class SpatialBranch(nn.Module):
     """Diagram (a): every pixel of the low layer attends to N sampled pixels of the upsampled high layer.
 
-    Choices at the paper's open points, each made so that the branch trains at least as well as none:
+    Choices at the paper's open points; what each is worth has not been measured one by one:
     query, key and value are normalised (BN) and K = V = `sample_channels`, narrower than C; the key's convolution on
     ``concat[x_l, x_h']`` is two, one on each part, because the high half then runs on the small map (1×1 convolution
     and bilinear upsampling commute); offsets are read from the key map, which has seen both layers; the regular grid is

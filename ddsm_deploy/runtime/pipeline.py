@@ -167,6 +167,8 @@ def open_for_batch(
     artifact = resolve(model)
     options = EngineOptions(threads=1, precision=precision, outputs=outputs, provider=provider)
     segmenter = Segmenter.open(artifact, backend=backend, fit=fit, options=options)
+    if backend == AUTO:
+        segmenter.choice += "; a frame alone on one thread each"  # while a batch runs several side by side
     if segmenter.backend != "openvino":
         return segmenter
     # OpenVINO fixes how many inferences run side by side when it compiles, and counts threads over all of them.

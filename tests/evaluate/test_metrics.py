@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import hypothesis
 import hypothesis.extra.numpy
@@ -98,9 +99,12 @@ class TestConfusionMatrix:
         np.testing.assert_allclose(relabelled.iou()[order], one.iou())
         assert (one.miou() == 1) == bool((pair[0] == pair[1]).all())
 
-    def test_miou_agrees_with_torchmetrics(self) -> None:
-        torch = pytest.importorskip("torch")
-        classification = pytest.importorskip("torchmetrics.classification")
+    def test_miou_agrees_with_torchmetrics(self, need: Callable[[str], None]) -> None:
+        for module in ("torch", "torchmetrics"):
+            need(module)
+        import torch
+        from torchmetrics import classification
+
         theirs = classification.MulticlassJaccardIndex(num_classes=11, average="macro", ignore_index=IGNORE)
         theirs_per_class = classification.MulticlassJaccardIndex(num_classes=11, average="none", ignore_index=IGNORE)
         theirs_accuracy = classification.MulticlassAccuracy(num_classes=11, average="micro", ignore_index=IGNORE)
