@@ -1,33 +1,38 @@
-"""Finding a model: a file, a bundle folder or the name of a shipped model becomes one `Artifact`.
+"""Finding a model: a file, a bundle (folder or zip) or the name of a shipped model becomes one `Artifact`.
 
-A bundle is a folder with ``bundle.json``:
-
-    {"format": 1, "name": "ddsm-lite0", "artifacts": [
-        {"file": "model.onnx", "kind": "onnx", "precision": "fp32", "sha256": "..."},
-        {"file": "model.safetensors", "kind": "checkpoint", "precision": "fp32", "sha256": "..."}]}
-
-Every file of a bundle is checked against its sha256 when the bundle is opened.
+A bundle holds one model in several forms, at several precisions and for several backends; see `bundlefile`. Every file
+of it is checked against its sha256 when the bundle is opened.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from ddsm_deploy.bundlefile import BUNDLE_FILE, BUNDLE_FORMAT, KINDS, describe, read_bundle, unpack
 from ddsm_deploy.errors import ArtifactError
-from ddsm_deploy.onnxfile import read_spec
-from ddsm_deploy.spec import METADATA_KEY, ModelSpec, sha256_of
+from ddsm_deploy.onnxfile import external_files, read_spec
+from ddsm_deploy.spec import METADATA_KEY, ModelSpec
+
+__all__ = [
+    "BUNDLE_FILE",
+    "BUNDLE_FORMAT",
+    "DEFAULT_MODEL",
+    "KINDS",
+    "Artifact",
+    "differences",
+    "read_checkpoint_spec",
+    "resolve",
+    "shipped_models",
+    "spec_of",
+]
 
 DEFAULT_MODEL = "ddsm-lite0"
 """What runs when no model is named."""
 
-BUNDLE_FILE = "bundle.json"
-BUNDLE_FORMAT = 1
-
-KINDS = {"onnx": ".onnx", "checkpoint": ".safetensors"}
-"""Kinds of file a model comes in, each with its suffix."""
+BUNDLE_SUFFIX = ".zip"
 
 _MAX_HEADER = 100_000_000  # bytes: safetensors' own limit
 
@@ -38,38 +43,80 @@ class Artifact:
 
     Attributes:
         name: the bundle's name, or the file's stem.
-        spec: read from the file itself.
-        files: kind (of `KINDS`) -> file.
+        spec: of the reference, read from the file itself.
+        files: kind (of `KINDS`) -> file of the reference: the float32 forms of the model, or the only file there is.
+        variants: the same model at other precisions or for one backend, each with a spec of its own (``precision``,
+            ``provenance["target"]``) and exactly one file.
     """
 
     name: str
     spec: ModelSpec
     files: Mapping[str, Path]
+    variants: tuple[Artifact, ...] = ()
+
+    @property
+    def target(self) -> str:
+        """The backend that its file was written for; empty where any can run it."""
+        return self.spec.provenance.get("target", "")
 
     def file(self, kind: str) -> Path:
-        """The file of a kind.
+        """The reference's file of a kind.
 
         Raises:
             ArtifactError: the model has none; the message says what to run.
         """
         if kind in self.files:
             return self.files[kind]
-        if kind == "onnx":
+        if kind == "onnx" and "checkpoint" in self.files:
             source = self.files["checkpoint"]
             command = f"ddsm export {source} -o {source.with_suffix('.onnx')}"
             raise ArtifactError(f"{self.name} has no ONNX file; make one with: {command}")
+        if kind == "engine":
+            raise ArtifactError(f"{self.name} has no engine, only {self.contents()}; make one with: ddsm build")
         raise ArtifactError(
             f"{self.name} has no {kind} ({KINDS.get(kind, kind)}), only {', '.join(sorted(self.files))}; "
             "name the checkpoint it was exported from, or a bundle that holds both"
         )
+
+    def parts(self) -> tuple[Artifact, ...]:
+        """Every file as an artefact of its own: the reference's first, in the order of `KINDS`, then the variants."""
+        own = [kind for kind in KINDS if kind in self.files]
+        return (*(Artifact(self.name, self.spec, {kind: self.files[kind]}) for kind in own), *self.variants)
+
+    def contents(self) -> str:
+        """What there is, in words: ``onnx fp32, onnx int8 for openvino``."""
+        return ", ".join(describe(next(iter(p.files)), p.spec.precision, p.target) for p in self.parts())
+
+    def pick(self, kind: str, *, precisions: Sequence[str], target: str) -> Artifact | None:
+        """What a backend is to run: itself, one of `variants`, or None where there is no such file.
+
+        A variant that was written for another backend is never taken: name its file to run it all the same.
+
+        Args:
+            kind: of the file, of `KINDS`.
+            precisions: what the file may be written in, best first.
+            target: the backend. Of two files of one precision, the one that was written for it wins.
+        """
+        for precision in precisions:
+            fitting = [
+                part for part in (self, *self.variants) if kind in part.files and part.spec.precision == precision
+            ]
+            for wanted in (target, ""):
+                for part in fitting:
+                    if part.target == wanted:
+                        return part
+            if self in fitting and not self.variants:
+                return self
+        return None
 
 
 def resolve(model: str | Path | None = None) -> Artifact:
     """Finds a model and reads its record.
 
     Args:
-        model: an ``.onnx`` file, a ``.safetensors`` checkpoint, a bundle folder, or the name of a shipped model; None
-            is `DEFAULT_MODEL`. A shipped name wins over a file of that name here: write ``./NAME`` for the file.
+        model: an ``.onnx`` file, a ``.safetensors`` checkpoint, an ``.engine`` with its record beside it, a bundle
+            (folder or ``.zip``), or the name of a shipped model; None is `DEFAULT_MODEL`. A shipped name wins over a
+            file of that name here: write ``./NAME`` for the file.
 
     Raises:
         ArtifactError: nothing of that name, or it is damaged, foreign or incomplete.
@@ -85,13 +132,27 @@ def resolve(model: str | Path | None = None) -> Artifact:
         raise ArtifactError(f"{path}: can't be read ({exc.strerror or exc})") from exc
     if is_folder:
         return _bundle(path)
-    kind = next((kind for kind, suffix in KINDS.items() if path.suffix.lower() == suffix), None)
+    suffix = path.suffix.lower()
+    kind = next((kind for kind, own in KINDS.items() if suffix == own), None)
     if kind is not None:
-        return Artifact(path.stem, _spec_of(kind, path), {kind: path})
+        return Artifact(path.stem, spec_of(kind, path), {kind: path})
+    if exists and suffix == BUNDLE_SUFFIX:
+        return _bundle(unpack(path))
     if exists:
-        raise ArtifactError(f"{path}: not a model; expected an .onnx file, a .safetensors file or a bundle folder")
+        raise ArtifactError(f"{path}: not a model; expected {', '.join(KINDS.values())}, or a bundle (folder or .zip)")
     known = ", ".join(shipped_models()) or "none"
     raise ArtifactError(f"no model {str(model)!r}: neither a file nor a folder, nor a shipped model (shipped: {known})")
+
+
+def differences(a: Artifact, b: Artifact) -> list[str]:
+    """What of two files' records shows that they are not forms of one model; empty where nothing does.
+
+    A checkpoint takes images of any size and channel order, so for one of those only the rest counts.
+    """
+    fields = ["classes", "palette", "mean", "std", "network"]
+    if "checkpoint" not in (*a.files, *b.files):
+        fields += ["height", "width", "channel_order"]
+    return [name.replace("_", " ") for name in fields if getattr(a.spec, name) != getattr(b.spec, name)]
 
 
 def shipped_models() -> tuple[str, ...]:
@@ -128,49 +189,51 @@ def read_checkpoint_spec(path: str | Path) -> ModelSpec:
     return ModelSpec.from_json(text, source=str(path))
 
 
+def spec_of(kind: str, path: Path) -> ModelSpec:
+    """The record of a file of a kind, of `KINDS`.
+
+    Raises:
+        ArtifactError: missing, damaged, or not made by this project.
+    """
+    match kind:
+        case "onnx":
+            return read_spec(path)
+        case "checkpoint":
+            return read_checkpoint_spec(path)
+        case _:
+            from ddsm_deploy.enginefile import read_engine_spec
+
+            return read_engine_spec(path)
+
+
 def _models_folder() -> Path:
     return Path(__file__).parent / "models"
 
 
-def _spec_of(kind: str, path: Path) -> ModelSpec:
-    return read_spec(path) if kind == "onnx" else read_checkpoint_spec(path)
-
-
 def _bundle(folder: Path) -> Artifact:
+    bundle = read_bundle(folder)
     record = folder / BUNDLE_FILE
-    try:
-        fields = json.loads(record.read_text(encoding="utf-8"))
-        form, name = fields["format"], str(fields["name"])
-        if form != BUNDLE_FORMAT:
-            raise ArtifactError(f"{record}: format {form}; this version reads {BUNDLE_FORMAT}; update ddsm-deploy")
-        entries = [(str(e["kind"]), str(e["file"]), str(e["sha256"])) for e in fields["artifacts"]]
-    except FileNotFoundError as exc:
-        raise ArtifactError(f"{folder}: not a model bundle (no {BUNDLE_FILE} in it)") from exc
-    except OSError as exc:
-        raise ArtifactError(f"{record}: can't be read ({exc.strerror or exc})") from exc
-    except (RecursionError, ValueError, TypeError, KeyError) as exc:
-        raise ArtifactError(f"{record}: not a bundle record ({type(exc).__name__}: {exc})") from exc
-    files: dict[str, Path] = {}
-    for kind, file, digest in entries:
-        if kind not in KINDS or kind in files:
-            raise ArtifactError(f"{record}: artefact of kind {kind!r}; expected one each of {', '.join(KINDS)} at most")
-        files[kind] = _checked(folder, file, digest)
-    if not files:
-        raise ArtifactError(f"{record}: lists no artefact")
-    specs = [_spec_of(kind, path) for kind, path in sorted(files.items(), reverse=True)]  # onnx before checkpoint
-    if any(spec.classes != specs[0].classes for spec in specs):
-        raise ArtifactError(f"{record}: its files are not of one model (their classes differ)")
-    return Artifact(name, specs[0], files)
-
-
-def _checked(folder: Path, file: str, digest: str) -> Path:
-    path = folder / file
-    if Path(file).name != file:
-        raise ArtifactError(f"{folder / BUNDLE_FILE}: refers to {file!r} outside the bundle; refused")
-    try:
-        actual = sha256_of(path)
-    except (OSError, ValueError) as exc:
-        raise ArtifactError(f"{path}: can't be read ({getattr(exc, 'strerror', None) or exc})") from exc
-    if actual != digest.lower():
-        raise ArtifactError(f"{path}: damaged (sha256 {actual[:12]}…, the bundle says {digest[:12]}…); fetch it again")
-    return path
+    found: list[tuple[str, Artifact]] = []
+    for member in bundle.members:
+        path = folder / member.file
+        spec = spec_of(member.kind, path)
+        stated = (member.precision, member.target)
+        written = (spec.precision, spec.provenance.get("target", ""))
+        if written != stated:
+            raise ArtifactError(
+                f"{record}: says that {member.file} is {describe(member.kind, *stated)}, but the file itself says "
+                f"{describe(member.kind, *written)}; refused"
+            )
+        if member.kind == "onnx" and (outside := external_files(path)):
+            raise ArtifactError(
+                f"{path}: its weights lie in {outside[0]}, which no sha256 of the bundle covers; refused"
+            )
+        found.append((member.kind, Artifact(bundle.name, spec, {member.kind: path})))
+    found.sort(key=lambda pair: list(KINDS).index(pair[0]))  # onnx before checkpoint; otherwise in the record's order
+    reference = [(k, a) for k, a in found if a.spec.precision == "fp32" and not a.target] or found[:1]
+    for _, other in found:
+        if differing := differences(found[0][1], other):
+            raise ArtifactError(f"{record}: its files are not of one model (their {', '.join(differing)} differ)")
+    variants = tuple(artifact for pair in found if pair not in reference for artifact in pair[1:])
+    files = {kind: artifact.files[kind] for kind, artifact in reference}
+    return Artifact(bundle.name, reference[0][1].spec, files, variants)

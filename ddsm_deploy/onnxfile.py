@@ -58,13 +58,26 @@ def read_metadata(path: str | Path) -> dict[str, str]:
         ArtifactError: missing, empty, cut short, not ONNX at all, or its weights lie in a file that is missing, too
             short, or outside the model's folder.
     """
-    path = Path(path)
+    return _walk(Path(path))[0]
+
+
+def external_files(path: str | Path) -> tuple[str, ...]:
+    """Names of the files beside an ONNX file that hold some of its weights, sorted; most models have none.
+
+    Raises:
+        ArtifactError: as `read_metadata`.
+    """
+    return tuple(sorted(_walk(Path(path))[1]))
+
+
+def _walk(path: Path) -> tuple[dict[str, str], set[str]]:
     try:
         with path.open("rb") as file:
             if path.stat().st_size == 0:
                 raise ArtifactError(f"{path}: the file is empty")
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                return _Walk(path, data).metadata()
+                walk = _Walk(path, data)
+                return walk.metadata(), walk.external
     except (OSError, ValueError) as exc:  # ValueError: a path with a null byte
         raise ArtifactError(f"{path}: can't be read ({getattr(exc, 'strerror', None) or exc})") from exc
 
@@ -81,6 +94,7 @@ class _Walk:
         self.data = data
         self.budget = MAX_FIELDS
         self.met: set[int] = set()  # fields of the model met so far
+        self.external: set[str] = set()
 
     def metadata(self) -> dict[str, str]:
         try:
@@ -114,6 +128,7 @@ class _Walk:
             below = self.walk(child, first, last, depth=depth + 1)
             if child == "tensor" and below:
                 check_external(self.path, below)
+                self.external.add(below["location"])
         return entries
 
     def entry(self, start: int, end: int) -> tuple[str, str]:

@@ -26,6 +26,10 @@ METADATA_KEY = "ddsm.spec"
 MAX_CLASSES = 255
 """Masks are uint8 and 255 means "no label", so 255 classes are the most."""
 
+PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int8+fp16", "int8+bf16")
+"""What a graph is written in, or what an engine computes in. The pairs are INT8 convolutions with the rest in a float of
+half the width."""
+
 FUSIONS = ("ddsm", "spatial", "channel", "add")
 CHANNEL_ORDERS = ("bgr", "rgb")
 
@@ -96,7 +100,7 @@ class ModelSpec:
         mean: per channel **in RGB order**, in units of a 0..255 pixel value.
         std: likewise; the network sees ``(pixel - mean) / std``.
         channel_order: order of the deployed input's three channels, ``bgr`` (OpenCV's) or ``rgb``.
-        precision: ``fp32``, ``fp16``, ``bf16`` or ``int8``: of the weights and arithmetic in this artefact's graph.
+        precision: any of `PRECISIONS`: of the weights and arithmetic in this artefact's graph.
         network: the numbers from which the network is built.
         provenance: free text facts: versions, data, schedule, sha256 of what it was made from.
     """

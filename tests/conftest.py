@@ -6,11 +6,15 @@ import contextlib
 import hashlib
 import importlib.util
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from render_scenes import write_scenes
+
+if TYPE_CHECKING:
+    from ddsm_deploy.artifact import Artifact
 
 REPO = Path(__file__).parent.parent
 TINY_SIZE = (64, 96)
@@ -56,17 +60,39 @@ def need(missing: Missing):
     return check
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Bundles are unpacked and decisions kept in a folder of the tests' own, in processes they start as well."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _gpu_marker(request: pytest.FixtureRequest) -> None:
     if request.node.get_closest_marker("gpu") is None:
         return
-    missing = request.getfixturevalue("missing")
+    reason = _why_no_gpu()
+    if reason:
+        request.getfixturevalue("missing")("gpu", reason)
+
+
+def _why_no_gpu() -> str:
+    """Empty where a CUDA GPU can be used; cuda-bindings tells, or torch where that is missing."""
+    if importlib.util.find_spec("cuda") is not None:
+        from ddsm_deploy.engines.cuda import require_gpu
+        from ddsm_deploy.errors import BackendError
+
+        try:
+            require_gpu()
+        except BackendError as exc:
+            return str(exc)
+        return ""
     if importlib.util.find_spec("torch") is None:
-        missing("gpu", "torch, which looks for it, is not installed here")
+        return "neither cuda-bindings nor torch, which could look for one, is installed here"
     import torch
 
-    if not torch.cuda.is_available():
-        missing("gpu", "there is no CUDA GPU here")
+    return "" if torch.cuda.is_available() else "there is no CUDA GPU here"
 
 
 @pytest.fixture(scope="session")
@@ -148,6 +174,40 @@ def tiny_onnx(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory, n
 
 
 @pytest.fixture(scope="session")
+def tiny_files(
+    tiny_checkpoint: Path, tiny_onnx: Path, scenes: Path, tmp_path_factory: pytest.TempPathFactory, need
+) -> dict[str, Path]:
+    """The tiny network in every form that needs no GPU: checkpoint, fp32, fp16, int8 for two backends."""
+    need("openvino")
+    from ddsm_deploy.artifact import resolve
+    from ddsm_deploy.datasets import open_dataset
+    from ddsm_deploy.export.fp16 import to_fp16
+    from ddsm_deploy.export.onnxgraph import load_graph, save_graph
+    from ddsm_deploy.optimize.pictures import from_dataset
+    from ddsm_deploy.optimize.quantize import QuantizeOptions, quantize
+
+    folder = tmp_path_factory.mktemp("tiny-forms")
+    files = {"checkpoint": tiny_checkpoint, "fp32": tiny_onnx, "fp16": folder / "half.onnx"}
+    save_graph(to_fp16(load_graph(tiny_onnx)), files["fp16"], resolve(tiny_onnx).spec.replace(precision="fp16"))
+    pictures = from_dataset(open_dataset("folder", scenes, ""))
+    for target in ("onnxruntime", "openvino"):
+        files[target] = folder / f"{target}.onnx"
+        # far more than it takes: what these files are for is not their accuracy
+        quantize(tiny_onnx, files[target], pictures, QuantizeOptions(target=target, images=8, changed=10, miou_drop=10))
+    return files
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tiny_files: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`tiny_files` as one bundle. Not to be written to."""
+    from ddsm_deploy.packing import make_bundle
+
+    folder = tmp_path_factory.mktemp("bundles") / "tiny"
+    make_bundle(folder, list(tiny_files.values()))
+    return folder
+
+
+@pytest.fixture(scope="session")
 def colour_onnx(tmp_path_factory: pytest.TempPathFactory, need) -> Path:
     """A deployed ONNX file (1×64×96, outputs `mask` and `confidence`) whose answers are known: see `colour_graph`."""
     for module in ("onnx", "onnxruntime"):
@@ -155,3 +215,23 @@ def colour_onnx(tmp_path_factory: pytest.TempPathFactory, need) -> Path:
     from colour_graph import write_colour_model
 
     return write_colour_model(tmp_path_factory.mktemp("colours") / "colours.onnx", size=TINY_SIZE, confidence=True)
+
+
+@pytest.fixture(scope="session")
+def tiny_engines(tiny_onnx: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Artifact, ...]:
+    """`tiny_onnx` as an engine of each TensorRT that is installed, built for the GPU here; none without a GPU."""
+    if _why_no_gpu():
+        return ()
+    from ddsm_deploy.artifact import resolve
+    from ddsm_deploy.engines import usable_backends
+    from ddsm_deploy.engines.cuda import require_gpu
+    from ddsm_deploy.optimize.build import BuildOptions, build_engine
+
+    engines = []
+    for target in ("tensorrt", "tensorrt-rtx"):
+        if next(entry.available for entry in usable_backends() if entry.backend == target):
+            capabilities = (require_gpu().compute_capability,) if target == "tensorrt-rtx" else ()
+            path = tmp_path_factory.mktemp("engines") / f"tiny.{target}.engine"
+            build_engine(tiny_onnx, path, BuildOptions(target=target, compute_capabilities=capabilities))
+            engines.append(resolve(path))
+    return tuple(engines)

@@ -140,11 +140,11 @@ def test_a_changed_file_in_a_bundle_is_damaged(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("edit", "said"),
     [
-        (lambda r: r.update(format=2), "update ddsm-deploy"),
+        (lambda r: r.update(format=3), "update ddsm-deploy"),
         (lambda r: r.pop("artifacts"), "not a bundle record"),
         (lambda r: r.update(artifacts=[]), "lists no artefact"),
         (lambda r: r["artifacts"][0].update(kind="pickle"), "kind 'pickle'"),
-        (lambda r: r["artifacts"].append(r["artifacts"][0]), "one each"),
+        (lambda r: r["artifacts"].append(r["artifacts"][0]), "two of onnx fp32; expected one each"),
         (lambda r: r["artifacts"][0].update(file="../model.onnx"), "outside the bundle; refused"),
         (lambda r: r["artifacts"][0].update(file="/etc/passwd"), "outside the bundle; refused"),
         (lambda r: r["artifacts"][0].update(file="gone.onnx"), "can't be read"),

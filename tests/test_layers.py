@@ -16,13 +16,14 @@ PACKAGE = REPO / "ddsm_deploy"
 
 LAYERS = (
     ("errors",),
-    ("spec",),
-    ("images", "onnxfile"),
-    ("datasets", "artifact"),
-    ("model", "kernels"),
+    ("spec", "cache", "files"),
+    ("images", "onnxfile", "enginefile", "bundlefile"),
+    ("datasets", "artifact", "parity"),
+    ("model", "kernels", "packing"),
     ("export", "engines", "train"),
     ("runtime",),
     ("evaluate",),
+    ("optimize",),
     ("cli",),
     ("__init__", "__main__"),
 )
@@ -39,14 +40,17 @@ HOMES = {
     # export ends by running the file it wrote, and may not import engines/
     "onnxruntime": ("engines/onnxruntime.py", "export/verify.py"),
     "openvino": ("engines/openvino.py",),
-    "tensorrt": ("engines/tensorrt.py", "export/"),
+    "tensorrt": ("engines/tensorrt.py", "export/tensorrt/"),
+    "tensorrt_rtx": ("engines/tensorrt.py", "export/tensorrt/"),
+    "cuda": ("engines/cuda.py", "engines/tensorrt.py"),
+    "matplotlib": ("evaluate/", "optimize/"),
     "typer": ("cli/",),
     "rich": ("cli/",),
 }
 """Where a package may be imported, inside functions included."""
 
 HEAVY = ("torch", "timm", "lightning", "onnx", "onnxruntime", "openvino", "cv2")
-COMMANDS = ("train", "export", "segment", "eval", "bench", "info")
+COMMANDS = ("train", "export", "quantize", "build", "bundle", "segment", "eval", "verify", "bench", "tune", "info")
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 

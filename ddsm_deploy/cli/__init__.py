@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 import typer.core
 
-from ddsm_deploy.cli import bench, evaluate, export, info, segment, train
+from ddsm_deploy.cli import bench, build, bundle, evaluate, export, info, quantize, segment, train, tune, verify
 from ddsm_deploy.errors import DdsmError
 
 INTERRUPTED = 130
@@ -48,9 +48,14 @@ app = typer.Typer(
 )
 app.command("train")(train.train)
 app.command("export")(export.export)
+app.command("quantize")(quantize.quantize)
+app.command("build")(build.build)
+app.command("bundle")(bundle.bundle)
 app.command("segment")(segment.segment)
 app.command("eval")(evaluate.evaluate)
+app.command("verify")(verify.verify)
 app.command("bench")(bench.bench)
+app.command("tune")(tune.tune)
 app.command("info")(info.info)
 
 

@@ -30,8 +30,10 @@ def bench(
         str | None, typer.Argument(help="ONNX file, checkpoint, bundle or shipped model.", show_default="ddsm-lite0")
     ] = None,
     *,
-    backend: Annotated[list[str] | None, typer.Option(help="torch, onnxruntime or openvino; repeatable.")] = None,
-    precision: Annotated[list[str] | None, typer.Option(help="fp32, bf16…; repeatable.")] = None,
+    backend: Annotated[
+        list[str] | None, typer.Option(help="torch, onnxruntime, openvino, tensorrt…; repeatable.")
+    ] = None,
+    precision: Annotated[list[str] | None, typer.Option(help="fp32, bf16, int8…; repeatable.")] = None,
     threads: Annotated[int | None, typer.Option(help="Threads of one inference; else the runtime's choice.")] = None,
     runs: Annotated[int, typer.Option(help="Timed runs on each backend.")] = 100,
     seconds: Annotated[float, typer.Option(help="Time limit of each backend's timed runs.")] = 60.0,

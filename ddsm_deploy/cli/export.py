@@ -26,6 +26,8 @@ def export(
     logits: Annotated[bool, typer.Option("--logits", help="Give the logits too, float32 N×K×H×W.")] = False,
     confidence: Annotated[bool, typer.Option("--confidence", help="Give the confidence too, uint8 N×H×W.")] = False,
     channel_order: Annotated[str, typer.Option(help="Of the input's three channels: bgr or rgb.")] = "bgr",
+    precision: Annotated[str, typer.Option(help="Of the graph's arithmetic: fp32, or fp16 for GPUs.")] = "fp32",
+    grid: Annotated[str, typer.Option(help="GridSample's type in an fp16 graph: fp32 or fp16.")] = "fp32",
     weights: Annotated[str, typer.Option(help="Storage of the weights: fp32, or fp16 where they are exact.")] = "fp32",
     verify_images: Annotated[
         list[Path] | None, typer.Option(help="Image or folder to compare with torch on; else synthetic images.")
@@ -50,6 +52,8 @@ def export(
         sampling=sampling,
         outputs=("mask", *["logits"] * logits, *["confidence"] * confidence),
         channel_order=channel_order,
+        precision=precision,
+        grid=grid,
         weights=weights,
         verify=not no_verify,
         images=tuple(verify_images or ()),
@@ -70,12 +74,12 @@ def _summary(report: ExportReport) -> str:
     axes = {"none": "static", "batch": "any batch", "batch,size": "any batch and size"}[facts["dynamic"]]
     text = (
         f"{report.path}: {report.bytes / 1e6:.1f} MB, input {spec.height}x{spec.width} {spec.channel_order} ({axes}), "
-        f"opset {facts['opset']}, {facts['sampling']} sampling, {facts['weights']} weights; "
+        f"opset {facts['opset']}, {facts['sampling']} sampling, {spec.precision}, {facts['weights']} weights; "
         f"made in {report.seconds:.0f} s."
     )
     if parity is None:
         return f"{text} Not compared with torch."
-    text += f" On {parity.images} images {parity.agreement:.4%} of the pixels equal torch's"
+    text += f" On {parity.images} images {100 - parity.changed:.4f} % of the pixels equal torch's"
     if parity.max_logit_error is not None:
         text += f", logits within {parity.max_logit_error:.1e}"
     return f"{text}."
@@ -84,5 +88,7 @@ def _summary(report: ExportReport) -> str:
 def _json(report: ExportReport) -> str:
     import json
 
-    fields = dataclasses.asdict(report) | {"path": str(report.path), "spec": json.loads(report.spec.to_json())}
+    fields = {field.name: getattr(report, field.name) for field in dataclasses.fields(report)}
+    fields |= {"path": str(report.path), "spec": json.loads(report.spec.to_json())}
+    fields["parity"] = None if report.parity is None else report.parity.fields()
     return json.dumps(fields, indent=2, ensure_ascii=False)

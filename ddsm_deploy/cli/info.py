@@ -32,6 +32,7 @@ def info(
     result = {
         "model": _model_record(artifact),
         "backends": [_backend_record(status, artifact, load=load) for status in usable_backends()],
+        "decisions": _decisions(artifact),
     }
     _show(result, sys.stderr if json_file == "-" else sys.stdout)
     if json_file is not None:
@@ -40,8 +41,6 @@ def info(
 
 def _model_record(artifact: Artifact) -> dict[str, Any]:
     import dataclasses
-
-    from ddsm_deploy.spec import sha256_of
 
     spec = artifact.spec
     return {
@@ -57,15 +56,47 @@ def _model_record(artifact: Artifact) -> dict[str, Any]:
         "std": list(spec.std),
         "network": dataclasses.asdict(spec.network),
         "provenance": dict(sorted(spec.provenance.items())),
-        "files": [
-            {"kind": kind, "file": str(path), "bytes": path.stat().st_size, "sha256": sha256_of(path)}
-            for kind, path in artifact.files.items()
-        ],
+        "files": [_file_record(part) for part in artifact.parts()],
     }
 
 
+def _file_record(part: Artifact) -> dict[str, Any]:
+    from ddsm_deploy.spec import sha256_of
+
+    ((kind, path),) = part.files.items()
+    record: dict[str, Any] = {
+        "kind": kind,
+        "precision": part.spec.precision,
+        "target": part.target,
+        "file": str(path),
+        "bytes": path.stat().st_size,
+        "sha256": sha256_of(path),
+        "parity": {key: text for key, text in sorted(part.spec.provenance.items()) if key.startswith("parity.")},
+    }
+    if kind == "engine":
+        import json
+
+        from ddsm_deploy.enginefile import read_record
+
+        engine = json.loads(read_record(path).to_json())
+        record["engine"] = {key: engine[key] for key in sorted(engine.keys() - {"spec", "sha256", "bytes"})}
+    return record
+
+
+def _decisions(artifact: Artifact) -> list[dict[str, Any]]:
+    """What ``auto`` goes by on this machine: one opened plainly, one for batches, each as it is kept."""
+    import json
+
+    from ddsm_deploy.runtime.decisions import kept_for, place_of
+
+    return [
+        {"kept_in": str(place_of(decision.facts)), "text": decision.text(now=False), **json.loads(decision.to_json())}
+        for decision in kept_for(artifact)
+    ]
+
+
 def _backend_record(status: BackendStatus, artifact: Artifact, *, load: bool) -> dict[str, Any]:
-    from ddsm_deploy.engines import FILE_KINDS, available_precisions
+    from ddsm_deploy.engines import available_precisions, possible_precisions
     from ddsm_deploy.errors import BackendError
 
     record: dict[str, Any] = {
@@ -73,7 +104,7 @@ def _backend_record(status: BackendStatus, artifact: Artifact, *, load: bool) ->
         "available": status.available,
         "version": status.version,
         "reason": status.reason,
-        "runs_this_model": FILE_KINDS[status.backend] in artifact.files,
+        "runs_this_model": bool(possible_precisions(artifact, status.backend)),
     }
     if load and status.available:
         try:
@@ -92,14 +123,61 @@ def _show(result: dict[str, Any], file: TextIO) -> None:
         "network": ", ".join(f"{key} {value}" for key, value in model["network"].items()),
         "classes": f"{len(model['classes'])}: " + ", ".join(entry["name"] for entry in model["classes"]),
     }
-    for entry in model["files"]:
-        rows[entry["kind"]] = f"{entry['file']} ({entry['bytes'] / 1e6:.1f} MB)"
-        rows[f"{entry['kind']} sha256"] = entry["sha256"]
     _print_columns(rows, file)
+    for entry in model["files"]:
+        _show_file(entry, file)
     print("\nprovenance", file=file)
     _print_columns(model["provenance"], file)
     print("\nbackends", file=file)
     _print_columns({f"{row['backend']} {row['version']}".strip(): _state(row) for row in result["backends"]}, file)
+    for decision in result["decisions"]:
+        _show_decision(decision, file)
+
+
+def _show_file(entry: dict[str, Any], file: TextIO) -> None:
+    from ddsm_deploy.bundlefile import describe
+
+    print(file=file)
+    rows = {
+        describe(
+            entry["kind"], entry["precision"], entry["target"]
+        ): f"{entry['file']} ({entry['bytes'] / 1e6:.1f} MB)",
+        "  sha256": entry["sha256"],
+    }
+    rows |= {f"  {key}": text for key, text in entry["parity"].items()}
+    rows |= {f"  {key}": _text(value) for key, value in entry.get("engine", {}).items() if value}
+    _print_columns(rows, file)
+
+
+def _show_decision(decision: dict[str, Any], file: TextIO) -> None:
+    facts = decision["facts"]
+    asked = {key: value for key, value in facts["options"].items() if value is not None and value != "cpu"}
+    for_what = f"for {facts['goal']}" + (f" with {_text(asked)}" if asked else "")
+    how = "tuned" if decision["tuned"] else "measured"
+    print(f"\nauto {for_what}, {how} {decision['measured']} on {decision['frames']}", file=file)
+    rows = {}
+    for trial in decision["trials"]:
+        options = f" {_text(trial['options'])}" if trial["options"] else ""
+        figures = [] if trial["ms"] is None else [f"{trial['ms']:.1f} ms"]
+        if trial["changed"] is not None:
+            figures.append(f"{trial['changed']:.2f} % changed of {trial['allowed']:.2f} allowed")
+        rows[f"{trial['backend']} {trial['precision']}{options}"] = ", ".join(
+            [*figures, trial["verdict"], *([trial["reason"]] if trial["reason"] else [])]
+        )
+    if decision["reference"]:
+        rows["compared with"] = f"{decision['reference']}; noise alone changes {decision['noise']:.2f} % of its pixels"
+    rows |= {f"not tried {index}": text for index, text in enumerate(decision["others"], start=1)}
+    rows["kept in"] = decision["kept_in"]
+    _print_columns(rows, file)
+
+
+def _text(value: Any) -> str:
+    """Plain values on one line."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key}={_text(entry)}" for key, entry in value.items())
+    if isinstance(value, list):
+        return "; ".join(map(_text, value))
+    return str(value)
 
 
 def _print_columns(rows: dict[str, str], file: TextIO) -> None:

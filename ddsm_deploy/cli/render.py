@@ -10,14 +10,14 @@ from ddsm_deploy.errors import BackendMissing, InputError
 
 
 @contextlib.contextmanager
-def require(extra: str) -> Iterator[None]:
+def require(extra: str, *, backend: str = "torch") -> Iterator[None]:
     """Turns a failed import of a package that an extra brings into the one line that says how to install it."""
     try:
         yield
     except ModuleNotFoundError as exc:
         if (exc.name or "").split(".")[0] == "ddsm_deploy":
             raise
-        raise BackendMissing("torch", extra=extra, why=f"no module named {exc.name}") from exc
+        raise BackendMissing(backend, extra=extra, why=f"no module named {exc.name}") from exc
 
 
 def write_json(target: str, text: str) -> None:

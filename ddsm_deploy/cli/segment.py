@@ -35,7 +35,10 @@ def segment(
         str, typer.Option("--model", "-m", help=".onnx, .safetensors, bundle folder, or a shipped model's name.")
     ] = "ddsm-lite0",
     backend: Annotated[str, typer.Option(help="auto, onnxruntime, openvino or torch.")] = "auto",
-    precision: Annotated[str | None, typer.Option(help="fp32, bf16 ...; the model's own by default.")] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="fp32, bf16, int8...; with auto the quickest, else the model's own.")
+    ] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="With auto: measure now, whatever was kept.")] = False,
     provider: Annotated[str, typer.Option(help="Of onnxruntime: cpu, cuda or tensorrt.")] = "cpu",
     color: Annotated[bool, typer.Option("--color", help="Also write masks in colour.")] = False,
     overlay: Annotated[bool, typer.Option("--overlay", help="Also write the image under the coloured mask.")] = False,
@@ -60,7 +63,14 @@ def segment(
     )
     outputs = ("mask", "confidence") if confidence else ("mask",)
     with open_for_batch(
-        model, backend=backend, precision=precision, fit=fit, workers=threads, outputs=outputs, provider=provider
+        model,
+        backend=backend,
+        precision=precision,
+        fit=fit,
+        workers=threads,
+        outputs=outputs,
+        provider=provider,
+        fresh=fresh,
     ) as segmenter:
         with _first_interrupt_asks() as stop, _native_messages_apart() as native, _progress(quiet) as progress:
             summary = segment_files(source, segmenter, options, progress=progress, stop=stop)

@@ -5,6 +5,7 @@ Importing this package loads no runtime; `open_engine` loads the one it is asked
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import importlib.metadata
 import importlib.util
@@ -12,7 +13,8 @@ import sys
 
 from ddsm_deploy.artifact import Artifact
 from ddsm_deploy.engines.base import BaseEngine, Engine, EngineOptions, TensorInfo
-from ddsm_deploy.errors import BackendMissing, ConfigError
+from ddsm_deploy.errors import BackendError, BackendMissing, ConfigError
+from ddsm_deploy.spec import PRECISIONS
 
 __all__ = [
     "BACKENDS",
@@ -23,21 +25,51 @@ __all__ = [
     "TensorInfo",
     "available_precisions",
     "open_engine",
+    "possible_precisions",
+    "runs_at",
+    "select",
     "usable_backends",
 ]
 
-BACKENDS = ("torch", "onnxruntime", "openvino")
+BACKENDS = ("torch", "onnxruntime", "openvino", "tensorrt", "tensorrt-rtx")
 
-FILE_KINDS = {"torch": "checkpoint", "onnxruntime": "onnx", "openvino": "onnx"}
+FILE_KINDS = {
+    "torch": "checkpoint",
+    "onnxruntime": "onnx",
+    "openvino": "onnx",
+    "tensorrt": "engine",
+    "tensorrt-rtx": "engine",
+}
 """The kind of file, of `ddsm_deploy.artifact.KINDS`, that each backend runs."""
 
-_EXTRAS = {"torch": "train", "onnxruntime": "cpu", "openvino": "cpu"}
-_NEEDS = {"torch": ("torch", "timm", "safetensors"), "onnxruntime": ("onnxruntime",), "openvino": ("openvino",)}
+_DERIVED = {"bf16": "fp32", "int8+bf16": "int8"}
+"""Precisions that a runtime makes by itself -> what the file is written in. All others are in the graph."""
+
+_MAKES = {"torch": ("bf16",), "openvino": ("bf16", "int8+bf16")}
+"""Backends that do -> which of these."""
+
+_EXTRAS = {
+    "torch": "train",
+    "onnxruntime": "cpu",
+    "openvino": "cpu",
+    "tensorrt": "tensorrt",
+    "tensorrt-rtx": "tensorrt-rtx",
+}
+_NEEDS = {
+    "torch": ("torch", "timm", "safetensors"),
+    "onnxruntime": ("onnxruntime",),
+    "openvino": ("openvino",),
+    "tensorrt": ("tensorrt", "cuda"),
+    "tensorrt-rtx": ("tensorrt_rtx", "cuda"),
+}
 _DISTRIBUTIONS = {
     "torch": ("torch",),
     "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
     "openvino": ("openvino",),
+    "tensorrt": ("tensorrt",),
+    "tensorrt-rtx": ("tensorrt-rtx",),
 }
+_DRIVERS = {"linux": "libcuda.so.1", "win32": "nvcuda.dll"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,13 +92,73 @@ class BackendStatus:
 def open_engine(artifact: Artifact, backend: str, options: EngineOptions | None = None) -> Engine:
     """Loads a model into a runtime. What is asked for runs, or an error says what is missing: nothing falls back.
 
+    Of a bundle's files the one runs that is written in ``options.precision`` (see `select`).
+
     Raises:
         ConfigError: no such backend, or it lacks one of the options.
         ArtifactError: the model has no file for it, or the runtime finds the file damaged.
         BackendMissing: the runtime is not installed.
-        BackendError: it can't do what was asked for here.
+        BackendError: it can't do what was asked for here, or no file of the model is written so.
     """
-    return _engine_class(backend)(artifact, options or EngineOptions())
+    options = options or EngineOptions()
+    engine_class = _engine_class(backend)
+    return engine_class(select(artifact, backend, options.precision), options)
+
+
+def select(artifact: Artifact, backend: str, precision: str | None = None) -> Artifact:
+    """The part of a model that a backend runs at a precision: the model itself or one of its variants.
+
+    Args:
+        artifact: the model. Where it is one file alone, that is the answer: its engine says whether it can.
+        backend: one of `BACKENDS`.
+        precision: None is the model's own.
+
+    Raises:
+        ArtifactError: it has no file of the backend's kind.
+        BackendError: it has none that is written so; the message lists what there is.
+    """
+    kind = FILE_KINDS[backend]
+    if not any(kind in part.files for part in (artifact, *artifact.variants)):
+        artifact.file(kind)  # raises, and says what to run
+    if not artifact.variants:
+        return artifact
+    wanted = precision or artifact.spec.precision
+    written = (wanted, _DERIVED[wanted]) if wanted in _DERIVED else (wanted,)
+    part = artifact.pick(kind, precisions=written, target=backend)
+    if part is None:
+        possible = possible_precisions(artifact, backend)
+        instead = f"ask for {' or '.join(possible)}, or add it" if possible else "add one"
+        raise BackendError(
+            f"{artifact.name} has no file for {backend} at {wanted} ({kind} {' or '.join(written)}), only "
+            f"{artifact.contents()}; {instead}; a file of another backend runs only where it is named itself"
+        )
+    return part
+
+
+def possible_precisions(artifact: Artifact, backend: str) -> tuple[str, ...]:
+    """What a backend may compute in with the model's files that are for it, the model's own first. Loads nothing.
+
+    Whether this machine can is another question: `open_engine` says.
+    """
+    kind = FILE_KINDS[backend]
+    parts = [part for part in artifact.parts() if kind in part.files]
+    if artifact.variants:
+        parts = [part for part in parts if part.target in ("", backend)]
+    written = [part.spec.precision for part in parts]
+    made = [precision for precision in _MAKES.get(backend, ()) if _DERIVED[precision] in written]
+    return tuple(sorted({*written, *made}, key=PRECISIONS.index))
+
+
+def runs_at(backend: str, part: Artifact) -> tuple[str, ...]:
+    """What a backend computes in with one file on this machine, the file's own precision first. Loads the runtime.
+
+    Raises:
+        BackendMissing: it is not installed.
+    """
+    written = part.spec.precision
+    able = available_precisions(backend)
+    made = [p for p in _MAKES.get(backend, ()) if _DERIVED[p] == written and p.removeprefix("int8+") in able]
+    return (written, *made)
 
 
 def available_precisions(backend: str) -> tuple[str, ...]:
@@ -89,12 +181,23 @@ def _status(backend: str) -> BackendStatus:
     if missing:
         problem = BackendMissing(backend, extra=_EXTRAS[backend], why=f"no module named {missing[0]!r}")
         return BackendStatus(backend, False, reason=str(problem))
+    if backend.startswith("tensorrt") and not _has_driver():
+        return BackendStatus(backend, False, reason=f"{backend} is installed, but no NVIDIA driver is")
     for distribution in _DISTRIBUTIONS[backend]:
         try:
             return BackendStatus(backend, True, version=importlib.metadata.version(distribution))
         except importlib.metadata.PackageNotFoundError:
             continue  # the same module also comes under another name
     return BackendStatus(backend, True, version="unknown")
+
+
+def _has_driver() -> bool:
+    """Whether NVIDIA's driver is installed; whether it finds a GPU is told by opening an engine."""
+    try:
+        ctypes.CDLL(_DRIVERS.get(sys.platform, "libcuda.so.1"))
+    except OSError:
+        return False
+    return True
 
 
 def _findable(module: str) -> bool:
@@ -118,6 +221,11 @@ def _engine_class(backend: str) -> type[BaseEngine]:
                 from ddsm_deploy.engines.openvino import OpenVinoEngine
 
                 return OpenVinoEngine
+            case "tensorrt" | "tensorrt-rtx":
+                from ddsm_deploy.engines.tensorrt import TensorRtEngine, TensorRtRtxEngine, load_library
+
+                load_library(backend)
+                return TensorRtEngine if backend == "tensorrt" else TensorRtRtxEngine
             case _:
                 raise ConfigError(f"backend is {backend!r}; expected one of {', '.join(BACKENDS)}")
     except ImportError as exc:

@@ -12,10 +12,10 @@ import numpy.typing as npt
 
 from ddsm_deploy.artifact import Artifact
 from ddsm_deploy.errors import BackendError, ConfigError, InputError
+from ddsm_deploy.spec import PRECISIONS
 
 Array = npt.NDArray[Any]
 
-PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 PROVIDERS = ("cpu", "cuda", "tensorrt")
 HINTS = ("latency", "throughput")
 

@@ -30,6 +30,12 @@ class OnnxRuntimeEngine(BaseEngine):
     def __init__(self, artifact: Artifact, options: EngineOptions) -> None:
         options.only(self.backend, "provider", "spinning")
         self.precision = graph_precision(self.backend, artifact, options)
+        if self.precision == "int8+fp16" and options.provider == "cpu":
+            # seen in 1.31: its fusions of float16 Q/DQ pairs refuse to load, or load and give other classes
+            raise BackendError(
+                f"onnxruntime computes INT8 with float16 ({artifact.name}) wrongly on CPUs; openvino runs it, "
+                "or take the int8 file"
+            )
         self.provider = options.provider
         self._session: Any = _open_session(str(artifact.file("onnx")), options)
         self.inputs = tuple(map(_info, self._session.get_inputs()))

@@ -17,6 +17,9 @@ _BF16_FLAGS = ("avx512_bf16", "amx_bf16", "bf16")  # the last one is Arm's
 class TorchEngine(BaseEngine):
     """Takes any batch of images of the spec's size.
 
+    fp16 and bf16 are torch's autocast, which keeps softmax and what else is delicate in float32. fp16 shows what
+    rounding to float16 does to the masks; on CPUs it is several times slower than fp32.
+
     `threads` is `torch.set_num_threads`, which counts for the whole process.
     """
 
@@ -25,8 +28,8 @@ class TorchEngine(BaseEngine):
     def __init__(self, artifact: Artifact, options: EngineOptions) -> None:
         options.only(self.backend)
         self.precision = options.precision or "fp32"
-        if self.precision not in ("fp32", "bf16"):
-            raise BackendError(f"torch runs fp32 and bf16, not {self.precision}")
+        if self.precision not in ("fp32", "bf16", "fp16"):
+            raise BackendError(f"torch runs fp32, bf16 and fp16, not {self.precision}")
         if self.precision not in self.precisions():
             raise BackendError(
                 "bf16 on torch needs a CPU with AVX512-BF16, AMX-BF16 or Arm BF16, which this one lacks; use fp32"
@@ -49,7 +52,7 @@ class TorchEngine(BaseEngine):
     def precisions(cls) -> tuple[str, ...]:
         """See `BaseEngine.precisions`."""
         capabilities = torch.cpu.get_capabilities()
-        return ("fp32", "bf16") if any(capabilities.get(flag) for flag in _BF16_FLAGS) else ("fp32",)
+        return ("fp32", *["bf16"] * any(capabilities.get(flag) for flag in _BF16_FLAGS), "fp16")
 
     def _infer(self, feeds: dict[str, Array]) -> dict[str, Array]:
         module = self._module
@@ -57,7 +60,7 @@ class TorchEngine(BaseEngine):
             raise self._closed_error()
         image = torch.from_numpy(np.require(feeds["image"], requirements="W"))  # torch wants to be able to write
         try:
-            with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=self.precision == "bf16"):
+            with torch.inference_mode(), _autocast(self.precision):
                 results = module(image)
         except RuntimeError as exc:
             raise BackendError(f"torch failed: {str(exc).splitlines()[0]}") from exc
@@ -65,3 +68,8 @@ class TorchEngine(BaseEngine):
 
     def _release(self) -> None:
         self._module = None
+
+
+def _autocast(precision: str) -> torch.autocast:
+    kind = torch.float16 if precision == "fp16" else torch.bfloat16
+    return torch.autocast("cpu", kind, enabled=precision != "fp32")

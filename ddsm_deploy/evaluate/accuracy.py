@@ -65,7 +65,11 @@ class EvalResult:
 
     def to_json(self) -> str:
         """The result as JSON text; null for NaN."""
-        return json.dumps(_without_nan(dataclasses.asdict(self)), indent=2, ensure_ascii=False)
+        return json.dumps(self.fields(), indent=2, ensure_ascii=False)
+
+    def fields(self) -> dict[str, Any]:
+        """The result as plain values; None for NaN."""
+        return without_nan(dataclasses.asdict(self))
 
 
 def evaluate(
@@ -92,7 +96,7 @@ def evaluate(
             label. Nothing is skipped.
     """
     names, count = dataset.classes.names, len(dataset.samples)
-    to_dataset = _match_classes(segmenter.spec.classes, names)
+    to_dataset = match_classes(segmenter.spec.classes, names)
     confusion = ConfusionMatrix(len(names))
     boundaries = BoundaryScore(len(names), tolerance=boundary_tolerance)
     for done, (image, truth) in enumerate(_read_ahead(dataset), start=1):
@@ -143,8 +147,12 @@ def _read_ahead(dataset: Dataset) -> Iterator[tuple[Image, Labels]]:
             yield pair
 
 
-def _match_classes(model: Sequence[str], data: Sequence[str]) -> npt.NDArray[np.uint8]:
-    """Table from the model's class ids to the data set's, by name."""
+def match_classes(model: Sequence[str], data: Sequence[str]) -> npt.NDArray[np.uint8]:
+    """Table from the model's class ids to the data set's, by name.
+
+    Raises:
+        InputError: they have different classes, or two of one name.
+    """
     for sign, names in (("the model", model), ("the data set", data)):
         if len(set(names)) != len(names):
             raise InputError(f"{sign} has two classes of one name: {_some(sorted(names))}")
@@ -170,7 +178,12 @@ def _by_name(names: Sequence[str], values: Fractions) -> dict[str, float]:
     return {name: 100 * float(value) for name, value in zip(names, values, strict=True)}
 
 
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_nan(entry) for key, entry in value.items()}
-    return None if isinstance(value, float) and math.isnan(value) else value
+def without_nan(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values, mappings among them included, with None for NaN, which JSON does not have."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return without_nan(value)
+        return None if isinstance(value, float) and math.isnan(value) else value
+
+    return {key: plain(value) for key, value in values.items()}

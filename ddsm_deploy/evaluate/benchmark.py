@@ -21,19 +21,19 @@ from typing import Any, Self
 
 import numpy as np
 
-from ddsm_deploy.artifact import resolve
-from ddsm_deploy.engines import BACKENDS, EngineOptions, usable_backends
+from ddsm_deploy.artifact import Artifact, resolve
+from ddsm_deploy.engines import (
+    BACKENDS,
+    FILE_KINDS,
+    BackendStatus,
+    EngineOptions,
+    possible_precisions,
+    usable_backends,
+)
 from ddsm_deploy.errors import ConfigError, InputError
 from ddsm_deploy.evaluate.machine import machine_facts
 from ddsm_deploy.evaluate.worker import SETTLING_RUNS, WARM_UP_SECONDS, Task
 from ddsm_deploy.images import SUFFIXES
-
-TRIED: dict[str, tuple[str | None, ...]] = {
-    "torch": ("fp32", "bf16"),
-    "onnxruntime": (None,),  # as the graph is written
-    "openvino": ("fp32", "bf16"),
-}
-"""What is tried on each backend; one that this machine can't run becomes a row with its reason."""
 
 ROUND = 10
 """Timed runs before the next backend's turn."""
@@ -47,8 +47,9 @@ class BenchOptions:
     """How to measure.
 
     Attributes:
-        backends: of `ddsm_deploy.engines.BACKENDS`; none means all.
-        precisions: tried on each backend; none means `TRIED`.
+        backends: of `ddsm_deploy.engines.BACKENDS`; none means all that the model has a file for.
+        precisions: tried on each backend; none means all that it may make of the model's files. One that this machine
+            can't run becomes a row with its reason.
         threads: of one inference; None leaves it to each runtime.
         runs: timed runs a row.
         seconds: no further round for a row whose timed runs have taken this long.
@@ -193,7 +194,7 @@ def bench(
     images = list_images(options.images) if options.images else ()
     with contextlib.ExitStack() as stack:
         workers = []
-        for task in _tasks(model, options, images):
+        for task in _tasks(model, artifact, options, images):
             report(f"opening {task.backend}", 0, options.runs)
             workers.append(stack.enter_context(Worker(task)))
         _alternate([worker for worker in workers if not worker.error], options, report)
@@ -204,7 +205,7 @@ def bench(
         images=f"{len(images)} of {options.images}" if images else "noise at the model's input size",
         options=options,
         machine=machine,
-        rows=(*rows, *_not_installed(options)),
+        rows=(*rows, *_not_installed(artifact, options)),
     )
 
 
@@ -222,7 +223,7 @@ def list_images(folder: Path) -> tuple[str, ...]:
     return tuple(found[:: math.ceil(len(found) / MAX_IMAGES)])
 
 
-def _tasks(model: str | Path | None, options: BenchOptions, images: Sequence[str]) -> list[Task]:
+def _tasks(model: str | Path | None, artifact: Artifact, options: BenchOptions, images: Sequence[str]) -> list[Task]:
     return [
         Task(
             model=None if model is None else str(model),
@@ -232,17 +233,38 @@ def _tasks(model: str | Path | None, options: BenchOptions, images: Sequence[str
             warm_up=options.warm_up,
             images=tuple(images),
         )
-        for status in usable_backends()
-        if status.available and status.backend in (options.backends or BACKENDS)
-        for precision in dict.fromkeys(options.precisions or TRIED[status.backend])
+        for status in _wanted(artifact, options)
+        if status.available
+        for precision in dict.fromkeys(options.precisions) or _tried(artifact, status.backend)
     ]
 
 
-def _not_installed(options: BenchOptions) -> list[Row]:
+def _tried(artifact: Artifact, backend: str) -> list[str | None]:
+    possible = possible_precisions(artifact, backend)
+    if artifact.variants:
+        return [*possible] or [None]
+    # of a file alone the first is its own, which is the engine's to name: a float16 graph may have to run in float32
+    return [None, *(precision for precision in possible if precision != artifact.spec.precision)]
+
+
+def _not_installed(artifact: Artifact, options: BenchOptions) -> list[Row]:
     return [
         Row(backend=status.backend, precision=None, threads=options.threads, error=status.reason)
+        for status in _wanted(artifact, options)
+        if not status.available
+    ]
+
+
+def _wanted(artifact: Artifact, options: BenchOptions) -> list[BackendStatus]:
+    """The backends asked for, or all; those that run engines only where the model has one."""
+    return [
+        status
         for status in usable_backends()
-        if not status.available and status.backend in (options.backends or BACKENDS)
+        if status.backend in options.backends
+        or (
+            not options.backends
+            and (FILE_KINDS[status.backend] != "engine" or possible_precisions(artifact, status.backend))
+        )
     ]
 
 

@@ -1,16 +1,21 @@
-"""A checkpoint to a bundle: the folder that holds one model in every form, which `ddsm_deploy.artifact` reads."""
+"""A checkpoint to a bundle: the folder that holds one model in every form, which `ddsm_deploy.artifact` reads.
+
+`make_bundle`, which puts finished files together and needs no torch, lives in `ddsm_deploy.packing`.
+"""
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
-from ddsm_deploy.artifact import BUNDLE_FILE, BUNDLE_FORMAT
+from ddsm_deploy.bundlefile import BUNDLE_FILE, Bundle, Member
 from ddsm_deploy.errors import InputError
 from ddsm_deploy.export.onnx import ExportOptions, ExportReport, export_onnx
 from ddsm_deploy.model.checkpoint import load_checkpoint, save_checkpoint
+from ddsm_deploy.packing import make_bundle
 from ddsm_deploy.spec import sha256_of
+
+__all__ = ["make_bundle", "write_bundle"]
 
 CHECKPOINT = "model.safetensors"
 ONNX = "model.onnx"
@@ -44,14 +49,13 @@ def write_bundle(checkpoint: str | Path, folder: str | Path, *, name: str, optio
         raise InputError(f"{folder}: can't be written ({exc.strerror or exc})") from exc
     save_checkpoint(folder / CHECKPOINT, network, spec, half=options.weights == "fp16")
     report = export_onnx(folder / CHECKPOINT, folder / ONNX, options)
-    entries = [
-        {"file": file, "kind": kind, "precision": "fp32", "sha256": sha256_of(folder / file)}
+    members = tuple(
+        Member(file=file, kind=kind, precision="fp32", sha256=sha256_of(folder / file))
         for kind, file in (("onnx", ONNX), ("checkpoint", CHECKPOINT))
-    ]
-    text = json.dumps({"format": BUNDLE_FORMAT, "name": name, "artifacts": entries}, indent=2) + "\n"
+    )
     temporary = folder / f".{BUNDLE_FILE}.{os.getpid()}.part"
     try:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(Bundle(name=name, members=members).to_json(), encoding="utf-8")
         temporary.replace(record)
     except OSError as exc:
         raise InputError(f"{record}: can't be written ({exc.strerror or exc})") from exc

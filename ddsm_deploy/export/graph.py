@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -72,11 +72,6 @@ def trace(
     _lead_with_cast(model)
     _name_axes(model, axes)
     return model
-
-
-def set_metadata(model: ModelProto, entries: Mapping[str, str]) -> None:
-    """Replaces the model's metadata by `entries`, sorted by key."""
-    helper.set_model_props(model, dict(sorted(entries.items())))
 
 
 def halve_weights(model: ModelProto) -> float:

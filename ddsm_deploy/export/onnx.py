@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
-import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import onnx
 import onnx.checker
 
-from ddsm_deploy.errors import ConfigError, GateError, InputError
-from ddsm_deploy.export.graph import DYNAMIC, OPSET, halve_weights, set_metadata, trace
+from ddsm_deploy.errors import ConfigError, GateError
+from ddsm_deploy.export.fp16 import GRIDS, to_fp16
+from ddsm_deploy.export.graph import DYNAMIC, OPSET, halve_weights, trace
+from ddsm_deploy.export.onnxgraph import set_metadata
 from ddsm_deploy.export.sampling import SAMPLINGS
-from ddsm_deploy.export.verify import Parity, compare, find_images, load_images, require_onnxruntime, synthetic_images
+from ddsm_deploy.export.verify import compare, find_images, load_images, require_onnxruntime, synthetic_images
+from ddsm_deploy.files import replacing, writing
 from ddsm_deploy.model.checkpoint import load_checkpoint
 from ddsm_deploy.model.deploy import DeployModule, ordered_outputs
+from ddsm_deploy.parity import ParityBudget, ParityResult
 from ddsm_deploy.spec import CHANNEL_ORDERS, METADATA_KEY, ModelSpec, sha256_of
 
 WEIGHTS = ("fp32", "fp16")
@@ -26,8 +27,10 @@ WEIGHTS = ("fp32", "fp16")
 MIN_SIZE = 32
 """The top level of the pyramid has stride 32: below this it would hold no pixel."""
 
-MIN_AGREEMENT = 0.999
-"""Least share of pixels on which file and torch must agree; rounding alone moves pixels whose two best classes tie."""
+PRECISIONS = ("fp32", "fp16")
+
+BUDGETS = {"fp32": ParityBudget(changed=0.1), "fp16": ParityBudget(changed=1.0)}
+"""How far file and torch may be apart; rounding alone moves pixels whose two best classes tie."""
 
 MIN_HALF_SHARE = 0.5
 """Of the weights, at ``weights="fp16"``: a checkpoint saved with ``half=True`` has nearly all, another next to none."""
@@ -43,7 +46,9 @@ class ExportOptions:
         sampling: ``portable`` (GridSample) or ``gather`` (for runtimes without a right one).
         outputs: any of ``mask``, ``logits``, ``confidence``; the mask is always there.
         channel_order: of the input, ``bgr`` (OpenCV's) or ``rgb``.
-        weights: how they are stored, ``fp32`` or ``fp16``; arithmetic is float32 either way.
+        precision: of the graph's arithmetic, ``fp32`` or ``fp16`` (for GPUs; see `fp16.to_fp16`).
+        grid: type in which GridSample runs in an fp16 graph, ``fp32`` or ``fp16``.
+        weights: how an fp32 graph stores them, ``fp32`` or ``fp16``; its arithmetic is float32 either way.
         verify: compare the file with torch in the end.
         images: files or folders to compare on; none means synthetic images.
     """
@@ -53,6 +58,8 @@ class ExportOptions:
     sampling: str = "portable"
     outputs: tuple[str, ...] = ("mask",)
     channel_order: str = "bgr"
+    precision: str = "fp32"
+    grid: str = "fp32"
     weights: str = "fp32"
     verify: bool = True
     images: tuple[Path, ...] = ()
@@ -64,12 +71,18 @@ class ExportOptions:
             "dynamic": tuple(DYNAMIC),
             "sampling": SAMPLINGS,
             "channel_order": CHANNEL_ORDERS,
+            "precision": PRECISIONS,
+            "grid": GRIDS,
             "weights": WEIGHTS,
         }
         for field, allowed in choices.items():
             if getattr(self, field) not in allowed:
                 name = field.replace("_", " ")
                 raise ConfigError(f"{name} is {getattr(self, field)!r}; expected one of: {' | '.join(allowed)}")
+        if self.precision == "fp16" and self.weights == "fp16":
+            raise ConfigError("an fp16 graph stores its weights as float16 anyway; leave the weights at fp32")
+        if self.precision == "fp32" and self.grid != "fp32":
+            raise ConfigError("the grid's type can be chosen in an fp16 graph alone; ask for precision fp16 too")
         if self.images and not self.verify:
             raise ConfigError("images to verify on were given, but verification is off; drop one of the two")
         object.__setattr__(self, "outputs", ordered_outputs(self.outputs))
@@ -93,7 +106,7 @@ class ExportReport:
     bytes: int
     sha256: str
     spec: ModelSpec
-    parity: Parity | None
+    parity: ParityResult | None
     half_share: float
     seconds: float
 
@@ -111,7 +124,7 @@ def export_onnx(checkpoint: str | Path, output: str | Path, options: ExportOptio
         InputError: the output can't be written, or an image can't be read.
         BackendMissing: verification is on, and ONNX Runtime is not installed.
         BackendError: torch can't export it, or ONNX Runtime can't run it.
-        GateError: file and torch agree on fewer pixels than `MIN_AGREEMENT`.
+        GateError: file and torch are further apart than `BUDGETS` allows.
     """
     started = time.perf_counter()
     options = options or ExportOptions()
@@ -123,23 +136,34 @@ def export_onnx(checkpoint: str | Path, output: str | Path, options: ExportOptio
     spec = _spec(source, checkpoint, options)
     module = DeployModule(network, spec, outputs=options.outputs).eval()
 
-    with _replacing(output) as temporary:
+    with replacing(output) as temporary:
         size = (spec.height, spec.width)
         model = trace(module, size, dynamic=options.dynamic, sampling=options.sampling, outputs=options.outputs)
         half_share = _halved(model, checkpoint) if options.weights == "fp16" else 0.0
+        if options.precision == "fp16":
+            model = to_fp16(model, grid=options.grid)
         set_metadata(model, {METADATA_KEY: spec.to_json()})
         onnx.checker.check_model(model, full_check=True)
-        with _writing(output):
-            temporary.write_bytes(model.SerializeToString(deterministic=True))
+        _write(model, temporary, output)
         parity = None
         if options.verify:
             images = load_images(paths, spec) if paths else synthetic_images(*size)
-            parity = compare(temporary, module, images, dynamic=options.dynamic)
-            if parity.agreement < MIN_AGREEMENT:
+            parity = compare(
+                temporary,
+                module,
+                images,
+                classes=spec.classes,
+                dynamic=options.dynamic,
+                budget=BUDGETS[options.precision],
+            )
+            if not parity:
                 raise GateError(
-                    f"{output}: not written; it agrees with torch on {parity.agreement:.4%} of the pixels of "
-                    f"{parity.images} images, expected at least {MIN_AGREEMENT:.1%}"
+                    f"{output}: not written, for it is not what torch gives on {parity.images} images: "
+                    f"{'; '.join(parity.failures)}"
                 )
+            spec = spec.with_provenance(**parity.facts())
+            set_metadata(model, {METADATA_KEY: spec.to_json()})
+            _write(model, temporary, output)
         return ExportReport(
             path=output,
             bytes=temporary.stat().st_size,
@@ -159,14 +183,15 @@ def _spec(source: ModelSpec, checkpoint: Path, options: ExportOptions) -> ModelS
     packages = ("ddsm-deploy", "torch", "onnx", "onnxscript")
     versions = {name: importlib.metadata.version(name) for name in packages}
     return source.replace(
-        height=height, width=width, channel_order=options.channel_order, precision="fp32"
+        height=height, width=width, channel_order=options.channel_order, precision=options.precision
     ).with_provenance(
         source=checkpoint.name,
         source_sha256=sha256_of(checkpoint),
         opset=str(OPSET),
         sampling=options.sampling,
         dynamic=options.dynamic,
-        weights=options.weights,
+        weights="fp16" if options.precision == "fp16" else options.weights,
+        **({"grid": options.grid} if options.precision == "fp16" else {}),
         **{f"version.{name}": version for name, version in versions.items()},
     )
 
@@ -181,26 +206,6 @@ def _halved(model: onnx.ModelProto, checkpoint: Path) -> float:
     return share
 
 
-@contextmanager
-def _replacing(output: Path) -> Iterator[Path]:
-    """A temporary file beside `output`, tried out for writing at once and renamed to it if the block ends well."""
-    temporary = output.with_name(f".{output.name}.{os.getpid()}.part")
-    if output.is_dir():
-        raise InputError(f"{output}: is a folder; expected the name of a file such as model.onnx")
-    with _writing(output):
-        output.parent.mkdir(parents=True, exist_ok=True)
-        temporary.touch()
-    try:
-        yield temporary
-        with _writing(output):
-            temporary.replace(output)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-@contextmanager
-def _writing(output: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as exc:
-        raise InputError(f"{output}: can't be written ({exc.strerror or exc})") from exc
+def _write(model: onnx.ModelProto, temporary: Path, output: Path) -> None:
+    with writing(output):
+        temporary.write_bytes(model.SerializeToString(deterministic=True))

@@ -2,41 +2,27 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.util
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from ddsm_deploy.errors import BackendError, BackendMissing, ConfigError, InputError
 from ddsm_deploy.images import SUFFIXES, read_image
-from ddsm_deploy.model.deploy import DeployModule
+from ddsm_deploy.parity import ParityBudget, ParityMeter, ParityResult
 from ddsm_deploy.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from ddsm_deploy.model.deploy import DeployModule
 
 Array = npt.NDArray[Any]
 
 MAX_IMAGES = 32
 """Of a larger folder this many are compared, evenly spaced."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Parity:
-    """What the comparison of a file with torch gave.
-
-    Attributes:
-        images: how many images were compared.
-        agreement: share of pixels with the same class, 0..1.
-        max_logit_error: largest absolute difference of a logit; None where the file gives no logits.
-    """
-
-    images: int
-    agreement: float
-    max_logit_error: float | None
 
 
 def require_onnxruntime() -> None:
@@ -94,8 +80,16 @@ def synthetic_images(height: int, width: int, count: int = 4) -> list[Array]:
     return images
 
 
-def compare(path: Path, module: DeployModule, images: Sequence[Array], *, dynamic: str) -> Parity:
-    """Runs an ONNX file on ONNX Runtime (CPU) beside the torch module it was made from.
+def compare(
+    path: Path,
+    module: DeployModule,
+    images: Sequence[Array],
+    *,
+    classes: Sequence[str],
+    dynamic: str,
+    budget: ParityBudget | None = None,
+) -> ParityResult:
+    """Runs an ONNX file on ONNX Runtime (CPU) beside the torch module it was made from (A is torch, B the file).
 
     A file with a symbolic batch is given a batch of two as well, and one with symbolic sizes also an odd, smaller size.
 
@@ -103,28 +97,29 @@ def compare(path: Path, module: DeployModule, images: Sequence[Array], *, dynami
         path: the file.
         module: the reference.
         images: uint8 1×H×W×3 each, at least one.
+        classes: names of the classes.
         dynamic: which axes are symbolic, as in `graph.DYNAMIC`.
+        budget: what is allowed; None is the default of `ParityBudget`.
 
     Raises:
         ConfigError: no images: a comparison of nothing would pass.
         BackendError: the file does not load or run.
     """
+    import torch  # lazily: `ddsm build` takes its images from here, on machines without torch
+
     if not images:
         raise ConfigError("no image to verify the export on")
-    equal = pixels = 0
-    error: float | None = None
-    session = _session(path)
+    session, meter = _session(path), ParityMeter(classes)
     for feed in _feeds(images, dynamic):
         got = dict(zip(module.outputs, _run(session, path, feed), strict=True))
         with torch.inference_mode():
             want = {n: t.numpy() for n, t in zip(module.outputs, module(torch.from_numpy(feed)), strict=True)}
         if got["mask"].dtype != np.uint8 or got["mask"].shape != feed.shape[:3]:
             raise BackendError(f"{path}: gives a {got['mask'].dtype} mask of {got['mask'].shape} for {feed.shape}")
-        equal += int((got["mask"] == want["mask"]).sum())
-        pixels += want["mask"].size
-        if "logits" in want:
-            error = max(error or 0.0, float(np.abs(got["logits"] - want["logits"]).max()))
-    return Parity(images=len(images), agreement=equal / pixels, max_logit_error=error)
+        for index in range(len(feed)):
+            logits = (want["logits"][index], got["logits"][index]) if "logits" in want else None
+            meter.update(want["mask"][index], got["mask"][index], logits=logits)
+    return meter.result(budget)
 
 
 def _feeds(images: Sequence[Array], dynamic: str) -> Iterator[Array]:

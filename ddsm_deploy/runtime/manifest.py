@@ -84,9 +84,11 @@ class Manifest:
             there, self.finished = _read(path)
             self._drop_torn_line()
             if there is not None and not overwrite and (differences := identity.differences(there)):
+                made_at = there.settings.get("precision")
+                go_on = "" if made_at == identity.settings.get("precision") else f"--precision {made_at} to go on, "
                 raise ConfigError(
                     f"{path.parent} was made otherwise: {'; '.join(differences)}; "
-                    "take another output folder, or --overwrite to make it anew"
+                    f"take another output folder, {go_on}or --overwrite to make it anew"
                 )
             if there is None or overwrite:
                 self.finished.clear()

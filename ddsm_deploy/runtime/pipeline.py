@@ -16,7 +16,6 @@ import contextlib
 import dataclasses
 import hashlib
 import itertools
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -25,10 +24,11 @@ from typing import Any
 
 import cv2
 
-from ddsm_deploy.artifact import resolve
+from ddsm_deploy.artifact import Artifact, resolve
 from ddsm_deploy.engines import EngineOptions
-from ddsm_deploy.errors import ConfigError, InputError
+from ddsm_deploy.errors import ConfigError, DdsmError, InputError
 from ddsm_deploy.runtime.coco import write_coco
+from ddsm_deploy.runtime.decisions import Decision, facts_of, recall, usable_cores
 from ddsm_deploy.runtime.manifest import Identity, Manifest
 from ddsm_deploy.runtime.outputs import Products, remove_temporaries, temporary_beside
 from ddsm_deploy.runtime.segmenter import AUTO, Segmenter
@@ -149,40 +149,51 @@ def open_for_batch(
     workers: int | None = None,
     outputs: tuple[str, ...] = ("mask",),
     provider: str = "cpu",
+    fresh: bool = False,
 ) -> Segmenter:
     """Opens a model as `segment_files` runs it best: each inference on one thread, as many side by side as `workers`.
 
     Args:
         model: see `Segmenter.open`, as for the others.
-        backend: ``auto`` takes the one that is quickest on one thread.
-        precision: None is the model's own.
+        backend: ``auto`` takes what ``ddsm tune --for throughput`` found, or else what is quickest on one thread.
+        precision: None is the model's own, with ``auto`` whichever is quickest.
         fit: ``stretch`` or ``letterbox``.
         workers: None is one a core.
         outputs: those wanted; others are not computed.
         provider: of onnxruntime.
+        fresh: for ``auto``: measure now, whatever was kept.
 
     Raises:
         DdsmError: as `Segmenter.open`.
     """
     artifact = resolve(model)
-    options = EngineOptions(threads=1, precision=precision, outputs=outputs, provider=provider)
-    segmenter = Segmenter.open(artifact, backend=backend, fit=fit, options=options)
+    options = EngineOptions(precision=precision, outputs=outputs, provider=provider)
+    count = workers or usable_cores()
+    if backend == AUTO and not fresh and count == usable_cores():
+        tuned = recall(facts_of(artifact, options, goal="throughput"))
+        if tuned is not None:
+            with contextlib.suppress(DdsmError):  # what ran then no longer does
+                return _open_tuned(artifact, tuned, options, fit)
+    options = dataclasses.replace(options, threads=1)
+    segmenter = Segmenter.open(artifact, backend=backend, fit=fit, options=options, fresh=fresh)
     if backend == AUTO:
         segmenter.choice += "; a frame alone on one thread each"  # while a batch runs several side by side
     if segmenter.backend != "openvino":
         return segmenter
     # OpenVINO fixes how many inferences run side by side when it compiles, and counts threads over all of them.
-    count = workers or usable_cores()
+    assert segmenter.options is not None
     segmenter.close()
-    options = dataclasses.replace(options, threads=count, streams=count, hint="throughput")
+    options = dataclasses.replace(segmenter.options, threads=count, streams=count, hint="throughput")
     reopened = Segmenter.open(artifact, backend="openvino", fit=fit, options=options)
-    reopened.choice = segmenter.choice
+    reopened.choice, reopened.decision = segmenter.choice, segmenter.decision
     return reopened
 
 
-def usable_cores() -> int:
-    """Cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def _open_tuned(artifact: Artifact, tuned: Decision, options: EngineOptions, fit: str) -> Segmenter:
+    chosen = tuned.chosen
+    segmenter = Segmenter.open(artifact, backend=chosen.backend, fit=fit, options=chosen.applied(options))
+    segmenter.choice, segmenter.decision = tuned.text(now=False), tuned
+    return segmenter
 
 
 def identity_of(segmenter: Segmenter) -> Identity:

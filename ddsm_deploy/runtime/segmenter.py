@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -14,10 +14,12 @@ import numpy as np
 import numpy.typing as npt
 
 from ddsm_deploy.artifact import Artifact, resolve
-from ddsm_deploy.engines import FILE_KINDS, Engine, EngineOptions, open_engine
-from ddsm_deploy.errors import ArtifactError, ConfigError, InputError
+from ddsm_deploy.engines import FILE_KINDS, Engine, EngineOptions
+from ddsm_deploy.errors import ConfigError, InputError
 from ddsm_deploy.images import Image
-from ddsm_deploy.runtime.choice import Choice, choose
+from ddsm_deploy.runtime.candidates import fixed_size
+from ddsm_deploy.runtime.choice import choose, open_named
+from ddsm_deploy.runtime.decisions import Decision
 from ddsm_deploy.runtime.segmentation import Segmentation
 from ddsm_deploy.spec import ModelSpec
 
@@ -39,9 +41,13 @@ class Segmenter:
         outputs: names of the outputs that the engine gives.
         choice: who chose the backend, and why.
         file: the model file that runs; None where a caller made the engine.
+        options: with which its engine was opened; None likewise.
+        decision: what ``auto`` measured and decided, now or earlier; None where it had nothing to choose from.
     """
 
     file: Path | None = None
+    options: EngineOptions | None = None
+    decision: Decision | None = None
 
     def __init__(self, engine: Engine, spec: ModelSpec, *, fit: str, size: tuple[int, int] | None, choice: str) -> None:
         self._engine = engine
@@ -66,15 +72,19 @@ class Segmenter:
         size: tuple[int, int] | None = None,
         warm_up: bool = True,
         options: EngineOptions | None = None,
+        frames: Sequence[Image] | None = None,
+        fresh: bool = False,
     ) -> Segmenter:
         """Loads a model and readies it.
 
         Args:
-            model: an ``.onnx`` file, a ``.safetensors`` checkpoint, a bundle folder, the name of a shipped model, or
-                what `resolve` made of one; None is the default shipped model.
-            backend: ``torch``, ``onnxruntime``, ``openvino``, or ``auto``: the quickest, by a measurement of about a
-                second; `choice` says what it found.
-            precision: ``fp32``, ``bf16`` …; None is the model's own. Nothing falls back: it runs, or it is an error.
+            model: an ``.onnx`` file, a ``.safetensors`` checkpoint, a bundle (folder or ``.zip``), the name of a
+                shipped model, or what `resolve` made of one; None is the default shipped model.
+            backend: ``torch``, ``onnxruntime``, ``openvino`` …, or ``auto``: of the model's files, the backends and
+                the precisions the quickest whose masks agree with float32's, by a measurement of some seconds that is
+                kept for later; `choice` says what it found.
+            precision: ``fp32``, ``bf16``, ``int8`` …: nothing else runs. A bundle's file of that precision is taken.
+                None is the model's own, and with ``auto`` whichever is quickest: name ``fp32`` to rule out all others.
             threads: threads of one inference; None leaves it to the runtime.
             fit: how an image of another size is brought to the network's: ``stretch`` it, or ``letterbox`` (keep its
                 shape and fill up with the mean colour).
@@ -82,11 +92,15 @@ class Segmenter:
                 or for torch.
             warm_up: run once now, so that the first `predict` is as quick as the others.
             options: everything else; `precision` and `threads` above win over its own.
+            frames: for ``auto``: images like those to come, uint8 H×W×3, BGR, to compare and time candidates on; None
+                is a few drawn street scenes.
+            fresh: for ``auto``: measure now, whatever was kept.
 
         Raises:
             ArtifactError: no such model, or it is damaged or incomplete.
             ConfigError: an option is wrong, or not one of this backend's.
             BackendError: the backend is not installed, or can't do what was asked.
+            GateError: for ``auto`` with a precision: it runs, but its masks are too far from float32's.
         """
         if fit not in FITS:
             raise ConfigError(f"fit is {fit!r}; expected {' or '.join(FITS)}")
@@ -98,13 +112,14 @@ class Segmenter:
         if size is not None and (backend == "torch" or "onnx" not in artifact.files):
             artifact = dataclasses.replace(artifact, spec=artifact.spec.replace(height=size[0], width=size[1]))
         if backend == AUTO:
-            choice = choose(artifact, options, size=size)
+            choice = choose(artifact, options, size=size, images=frames, fresh=fresh)
         else:
-            choice = Choice(open_engine(artifact, backend, options), f"{backend}, as asked for")
+            choice = open_named(artifact, backend, options)
         try:
-            fixed = _fixed_size(choice.engine, artifact, size)
+            fixed = fixed_size(choice.engine, artifact, size)
             segmenter = cls(choice.engine, artifact.spec, fit=fit, size=fixed, choice=choice.reason)
-            segmenter.file = artifact.file(FILE_KINDS[segmenter.backend])
+            segmenter.file = choice.part.file(FILE_KINDS[segmenter.backend])
+            segmenter.options, segmenter.decision = choice.options, choice.decision
             if warm_up:
                 segmenter.predict(np.zeros((*(fixed or (artifact.spec.height, artifact.spec.width)), 3), np.uint8))
         except BaseException:
@@ -216,24 +231,6 @@ class Segmenter:
         # plain INTER_NEAREST rounds towards the first pixel and so shifts the mask by up to half a pixel
         resized = cv2.resize(inner, (image_size[1], image_size[0]), interpolation=cv2.INTER_NEAREST_EXACT)
         return resized.astype(np.uint8, copy=False)
-
-
-def _fixed_size(engine: Engine, artifact: Artifact, size: tuple[int, int] | None) -> tuple[int, int] | None:
-    shape = engine.inputs[0].shape
-    if len(engine.inputs) != 1 or len(shape) != 4 or shape[0] not in (None, 1) or shape[3] != 3:
-        taken = ", ".join(map(str, engine.inputs))
-        raise ArtifactError(
-            f"{artifact.name} takes {taken}; expected one image, uint8 1xHxWx3, as `ddsm export` makes it"
-        )
-    height, width = shape[1:3]
-    if height is None or width is None:
-        return size
-    if size is not None and size != (height, width):
-        raise ConfigError(
-            f"{artifact.name} is fixed to {height}x{width} and can't run at {size[0]}x{size[1]}; "
-            "export it at that size, or with: --dynamic batch,size"
-        )
-    return height, width
 
 
 def _check_image(image: Image) -> None:

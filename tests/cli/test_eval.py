@@ -87,6 +87,35 @@ def test_other_classes(on_colours: tuple[str | Path, ...], scenes: Path) -> None
     assert "only the model has blue, green, red; only the data set has bicyclist, building" in done.stderr
 
 
+def test_several_rows_are_one_table(on_colours: tuple[str | Path, ...], tmp_path: Path, need) -> None:
+    need("openvino")
+    report = tmp_path / "report.json"
+    done = ddsm_eval(*on_colours, "--backend", "openvino", "--max-drop", "0.1", "--json", report)
+    assert (done.returncode, done.stderr) == (0, "")
+    iou = expected_iou(Path(on_colours[2]))
+    lines = [line.split() for line in done.stdout.splitlines() if line.strip().startswith("colours.onnx")]
+    mean = f"{sum(iou) / 3:.2f}"
+    assert [line[:6] for line in lines] == [
+        ["colours.onnx", "fp32", "onnxruntime", "fp32", mean, "–"],
+        ["colours.onnx", "fp32", "openvino", "fp32", mean, "+0.00"],
+    ]
+    rows = json.loads(report.read_text(encoding="utf-8"))["rows"]
+    assert [row["backend"] for row in rows] == ["onnxruntime", "openvino"]
+    missed = ddsm_eval(*on_colours, "--backend", "openvino", "--min-miou", "99")
+    assert missed.returncode == 3
+    assert missed.stderr.count("; expected at least 99") == 2
+
+
+def test_a_row_that_can_not_run_is_an_error_if_asked_for(on_colours: tuple[str | Path, ...]) -> None:
+    done = ddsm_eval(*on_colours, "--precision", "fp32", "--precision", "bf16")
+    assert done.returncode == 1
+    assert "not run: colours.onnx on onnxruntime bf16: onnxruntime runs" in done.stdout
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("ddsm: onnxruntime runs colours at fp32")
+    rest = ddsm_eval(on_colours[0], "--all", *on_colours[1:])
+    assert rest.returncode == 0, rest.stderr
+
+
 def test_no_data_is_wrong_usage(colour_onnx: Path) -> None:
     assert ddsm_eval(colour_onnx).returncode == 2
 

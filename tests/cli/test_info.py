@@ -7,10 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from colour_graph import CLASSES, colour_spec, write_colour_model
 
 from ddsm_deploy.artifact import shipped_models
 from ddsm_deploy.engines import BACKENDS
+from ddsm_deploy.runtime.segmenter import Segmenter
 from ddsm_deploy.spec import sha256_of
 
 HIDE = "import sys; sys.modules[{module!r}] = None; from ddsm_deploy.cli import main; sys.argv[0] = 'ddsm'; main()"
@@ -44,12 +46,57 @@ def test_json(tmp_path: Path) -> None:
         for i, (name, color) in enumerate(zip(spec.classes, spec.palette, strict=True))
     ]
     assert result["model"]["files"] == [
-        {"kind": "onnx", "file": str(model), "bytes": model.stat().st_size, "sha256": sha256_of(model)}
+        {
+            "kind": "onnx",
+            "precision": "fp32",
+            "target": "",
+            "file": str(model),
+            "bytes": model.stat().st_size,
+            "sha256": sha256_of(model),
+            "parity": {},
+        }
     ]
+    assert result["decisions"] == []
     assert [entry["backend"] for entry in result["backends"]] == list(BACKENDS)
 
     assert ddsm("info", model, "--json", tmp_path / "info.json").returncode == 0
     assert json.loads((tmp_path / "info.json").read_text(encoding="utf-8")) == result
+
+
+def test_every_file_of_a_bundle_with_what_it_was_found_to_be(tiny_bundle: Path) -> None:
+    done = ddsm("info", tiny_bundle, "--json", "-")
+    assert done.returncode == 0, done.stderr
+    files = {(f["kind"], f["precision"], f["target"]): f for f in json.loads(done.stdout)["model"]["files"]}
+    assert files.keys() == {
+        ("onnx", "fp32", ""),
+        ("checkpoint", "fp32", ""),
+        ("onnx", "fp16", ""),
+        ("onnx", "int8", "onnxruntime"),
+        ("onnx", "int8", "openvino"),
+    }
+    for target in ("onnxruntime", "openvino"):
+        entry = files["onnx", "int8", target]
+        assert float(entry["parity"]["parity.changed"]) < 10
+        shown = [" ".join(line.split()) for line in done.stderr.splitlines()]
+        assert any(line.startswith(f"onnx int8 for {target} {entry['file']} (") for line in shown)
+        assert f"sha256 {entry['sha256']}" in shown
+        assert f"parity.on {target} int8" in shown
+
+
+def test_the_kept_decision_with_every_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, need) -> None:
+    need("openvino")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    model = write_colour_model(tmp_path / "frames.onnx")
+    Segmenter.open(model).close()
+    done = ddsm("info", model, "--json", "-")
+    (decision,) = json.loads(done.stdout)["decisions"]
+    assert Path(decision["kept_in"]).is_file()
+    assert f"auto for latency, measured {decision['measured']}" in done.stderr
+    assert decision["kept_in"] in done.stderr
+    for trial in decision["trials"]:
+        figures = f"{trial['ms']:.1f} ms, {trial['changed']:.2f} % changed of {trial['allowed']:.2f} allowed"
+        assert f"{figures}, {trial['verdict']}" in done.stderr
+        assert f"{trial['backend']} {trial['precision']}" in done.stderr
 
 
 def test_a_backend_that_is_not_installed_comes_with_its_pip_line(tmp_path: Path) -> None:

@@ -7,19 +7,17 @@ from __future__ import annotations
 
 import collections
 import itertools
-import warnings
 from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
 import onnx
 import pytest
-import torch
 from onnx import numpy_helper
-from torch import Tensor, nn
+from sampling_calls import export, inputs
 
-from ddsm_deploy.export.sampling import SAMPLINGS, translation_table
-from ddsm_deploy.model.operator import dynamic_sample_attention, reference
+from ddsm_deploy.export.sampling import SAMPLINGS
+from ddsm_deploy.model.operator import reference
 
 Run = Callable[[bytes, dict[str, npt.NDArray]], list[npt.NDArray]]
 
@@ -36,37 +34,6 @@ STATIC = [
 DYNAMIC = [(2, 3, 2, n, 4, 5, 2.0) for n in (1, 4, 9, 25)]
 OTHER_SIZES = [(1, 1, 1), (1, 6, 2), (3, 5, 9)]  # B, Y, X
 FLOATS = {"rtol": 1e-5, "atol": 1e-5}  # coordinates are float32
-
-
-class Calls(nn.Module):
-    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        return tuple(dynamic_sample_attention(*tensors[i : i + 4]) for i in range(0, len(tensors), 4))
-
-
-def inputs(case: tuple[int, int, int, int, int, int, float]) -> list[Tensor]:
-    b, k, v, n, y, x, spread = case
-    generator = torch.Generator().manual_seed(1000 * n + 10 * y + x)
-    shapes = [(b, k, y, x), (b, k, y, x), (b, v, y, x), (b, 2 * n, y, x)]
-    query, key, value, offset = (torch.randn(s, generator=generator) for s in shapes)
-    return [query, key, value, offset * spread]
-
-
-def export(sampling: str, cases: list[tuple[int, int, int, int, int, int, float]], *, axes: tuple[int, ...]) -> bytes:
-    tensors = [tensor for case in cases for tensor in inputs(case)]
-    shapes = (tuple(dict.fromkeys(axes, torch.export.Dim.DYNAMIC) for _ in tensors),) if axes else None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter's own deprecations
-        program = torch.onnx.export(
-            Calls().eval(),
-            tuple(tensors),
-            dynamo=True,
-            opset_version=19,
-            input_names=[f"in{i}" for i in range(len(tensors))],
-            dynamic_shapes=shapes,
-            custom_translation_table=translation_table(sampling),
-            verbose=False,
-        )
-    return program.model_proto.SerializeToString()
 
 
 @pytest.fixture(scope="module", params=SAMPLINGS)

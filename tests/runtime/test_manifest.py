@@ -97,6 +97,15 @@ def test_another_model_or_other_settings_stop_with_a_clear_line(tmp_path: Path, 
     assert finished(path, other) == set(), "the records of the former model are void from then on"
 
 
+def test_another_precision_says_how_to_go_on(tmp_path: Path) -> None:
+    """As when `ddsm tune` was run between the two halves of a batch."""
+    path = tmp_path / "manifest.jsonl"
+    Manifest(path, identity=ME).close()
+    other = Identity(model="lite", sha256="b" * 64, settings={"fit": "stretch", "precision": "int8"})
+    with pytest.raises(ConfigError, match="take another output folder, --precision fp32 to go on, or --overwrite"):
+        Manifest(path, identity=other)
+
+
 def test_overwrite_voids_the_records_and_survives_a_kill(tmp_path: Path) -> None:
     path = tmp_path / "m.jsonl"
     fill(path, "/a", "/b")

@@ -1,0 +1,212 @@
+"""The parent's side of a build: starts the child process, passes progress on, makes its end a result or an error."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ddsm_deploy.enginefile import Profile, TensorRecord
+from ddsm_deploy.errors import BackendError, BackendMissing
+from ddsm_deploy.export.tensorrt.log import Layer
+
+NAMES = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}
+
+_ONNX, _ENGINE = "graph.onnx", "graph.engine"
+_NEEDED = ("LD_LIBRARY_PATH", "PYTHONPATH", "PYTHONHOME", "SYSTEMROOT", "TMPDIR", "TEMP")
+
+Progress = Callable[[str, float], None]
+"""Called with the name of the phase and the finished share of the build, 0 to 1."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Job:
+    """One build, as the child process is told of it.
+
+    Attributes:
+        target: ``tensorrt`` or ``tensorrt-rtx``.
+        onnx: the graph, a strongly typed ONNX file.
+        engine: where the engine is written.
+        sampling: modes of the graph's GridSample nodes, which are read back from the parser.
+        profiles: input -> its allowed sizes, for inputs that have open axes.
+        compute_capabilities: tensorrt-rtx only: of the GPUs, as ``86``.
+        workspace: most scratch memory of a layer, bytes; None leaves it to the library.
+        timing_cache: tensorrt only: file of measured times, read and written.
+        version_compatible: tensorrt only: later versions run it too.
+        hardware_compatible: tensorrt only: other GPUs from Ampere on run it too.
+        dla_core: tensorrt only: the DLA that takes what layers it can.
+        builder_optimization_level: tensorrt only: 0 to 5.
+    """
+
+    target: str
+    onnx: Path
+    engine: Path
+    sampling: tuple[str, ...] = ()
+    profiles: Mapping[str, Profile] = dataclasses.field(default_factory=dict)
+    compute_capabilities: tuple[str, ...] = ()
+    workspace: int | None = None
+    timing_cache: Path | None = None
+    version_compatible: bool = False
+    hardware_compatible: bool = False
+    dla_core: int | None = None
+    builder_optimization_level: int | None = None
+
+    def to_json(self) -> str:
+        """The job as the child reads it, in whose folder the two files have names of their own."""
+        fields = dataclasses.asdict(self) | {"onnx": _ONNX, "engine": _ENGINE}
+        fields["profiles"] = {name: [p.min, p.opt, p.max] for name, p in self.profiles.items()}
+        return json.dumps(fields, default=str)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Built:
+    """What a child process built.
+
+    Attributes:
+        version: of the library.
+        repeatable: whether equal jobs give equal bytes of TensorRT-RTX engines with open axes (others always do).
+        inputs: of the network; -1 for an open axis.
+        outputs: likewise.
+        layers: of the engine, from the verbose log.
+        warnings: NVIDIA's, as they are.
+    """
+
+    version: str
+    repeatable: bool
+    inputs: tuple[TensorRecord, ...]
+    outputs: tuple[TensorRecord, ...]
+    layers: tuple[Layer, ...]
+    warnings: tuple[str, ...]
+
+
+def library_version(target: str) -> str:
+    """The version of the library that builds for a target, as the library itself says.
+
+    Raises:
+        BackendMissing: it is not installed, or can't be loaded.
+    """
+    return str(_run(target, json.dumps({"target": target}), lambda phase, share: None, None)["version"])
+
+
+def build(job: Job, progress: Progress | None = None) -> Built:
+    """Builds an engine in a process of its own and waits for it. An interrupt ends that process at once.
+
+    Raises:
+        BackendMissing: the library is not installed.
+        BackendError: it can't build the graph, or its process died; the message names the node where NVIDIA does.
+    """
+    with tempfile.TemporaryDirectory(prefix="ddsm-build-") as folder:
+        shutil.copyfile(job.onnx, Path(folder) / _ONNX)
+        result = _run(job.target, job.to_json(), progress or (lambda phase, share: None), Path(folder))
+        shutil.copyfile(Path(folder) / _ENGINE, job.engine)
+    return Built(
+        version=result["version"],
+        repeatable=result["repeatable"],
+        inputs=tuple(_tensor(fields) for fields in result["inputs"]),
+        outputs=tuple(_tensor(fields) for fields in result["outputs"]),
+        layers=tuple(Layer(kind, dtype, tuple(nodes)) for kind, dtype, nodes in result["layers"]),
+        warnings=tuple(result["warnings"]),
+    )
+
+
+def _tensor(fields: Mapping[str, Any]) -> TensorRecord:
+    return TensorRecord(name=fields["name"], dtype=fields["dtype"], shape=tuple(fields["shape"]))
+
+
+def _environment(target: str) -> dict[str, str]:
+    """The child's environment: for TensorRT-RTX the same in every build, because its size moves memory addresses, and
+    those show in the engine's bytes (see `worker`). TensorRT may need what is set for the GPU, and repeats itself no way.
+    """
+    if target == "tensorrt":
+        return dict(os.environ)
+    return {name: os.environ[name] for name in _NEEDED if name in os.environ} | {"PYTHONHASHSEED": "0"}
+
+
+def _run(target: str, job: str, progress: Progress, folder: Path | None) -> dict[str, Any]:
+    # -P: a file of the current folder must not pass for a module of the same name
+    command = [sys.executable, "-P", "-m", "ddsm_deploy.export.tensorrt.worker"]
+    with tempfile.TemporaryFile() as complaints:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=complaints,
+            text=True,
+            encoding="utf-8",
+            cwd=folder,
+            env=_environment(target),
+            start_new_session=True,  # a Ctrl-C in the terminal is for the parent, which ends the child
+        )
+        try:
+            assert process.stdin is not None
+            with contextlib.suppress(BrokenPipeError):  # it died at once, and why is told below
+                process.stdin.write(job)
+                process.stdin.close()
+            result, said = _listen(process, target, progress)
+            code = process.wait()
+        finally:
+            process.kill()
+            process.wait()
+            assert process.stdout is not None
+            process.stdout.close()
+        if result is None:
+            complaints.seek(0)
+            raise _death(target, code, said, complaints.read().decode(errors="replace"))
+        return result
+
+
+def _listen(process: subprocess.Popen[str], target: str, progress: Progress) -> tuple[dict[str, Any] | None, str]:
+    """Follows the child to its end: its result (None if it died), and the last error of NVIDIA's that it passed on."""
+    version, said, repeatable = "", "", False
+    result: dict[str, Any] | None = None
+    assert process.stdout is not None
+    for line in process.stdout:
+        fields = json.loads(line)
+        match fields.pop("event"):
+            case "library":
+                version, repeatable = fields["version"], fields["repeatable"]
+            case "progress":
+                progress(fields["phase"], fields["share"])
+            case "message":
+                said = fields["text"]
+            case "failed":
+                raise _failure(target, version, fields["text"], fields["node"])
+            case "done":
+                result = {"version": version, "repeatable": repeatable, **fields}
+    return result, said
+
+
+def _failure(target: str, version: str, text: str, node: str) -> BackendError:
+    if text.startswith("import: "):
+        return BackendMissing(target, extra=target, why=text.removeprefix("import: ").splitlines()[0])
+    who = f"{NAMES[target]} {version}"
+    if text.startswith("it"):
+        return BackendError(f"{who} can't build this: {text}")
+    return BackendError(f"{who} can't build this graph: {f'{node}: ' if node else ''}{text}{_advice(text)}")
+
+
+def _advice(text: str) -> str:
+    if "OutOfMemory" in text or "out of memory" in text.lower() or "workspace" in text:
+        return "; give it more with --workspace, or narrow the profile"
+    if "FP32 GEMM is not supported" in text:
+        return "; build it with --precision fp16"
+    return ""
+
+
+def _death(target: str, code: int, said: str, complaints: str) -> BackendError:
+    lines = [line.strip() for line in complaints.splitlines() if line.strip()]
+    last = said.splitlines()[0] if said else (lines[-1] if lines else "it said nothing")
+    how = f"exit code {code}"
+    if code < 0:
+        name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
+        how = f"{name}, most likely for want of memory" if -code == signal.SIGKILL else name
+    return BackendError(f"{NAMES[target]}'s builder died ({how}): {last}")

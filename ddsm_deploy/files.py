@@ -1,0 +1,44 @@
+"""Writing files so that each appears under its name whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ddsm_deploy.errors import InputError
+
+
+@contextmanager
+def replacing(output: Path) -> Iterator[Path]:
+    """A temporary file beside `output`, tried out for writing at once and renamed to it if the block ends well.
+
+    Raises:
+        InputError: `output` is a folder, or can't be written.
+    """
+    temporary = output.with_name(f".{output.name}.{os.getpid()}.part")
+    if output.is_dir():
+        raise InputError(f"{output}: is a folder; expected the name of a file such as model.onnx")
+    with writing(output):
+        output.parent.mkdir(parents=True, exist_ok=True)
+        temporary.touch()
+    try:
+        yield temporary
+        with writing(output):
+            temporary.replace(output)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing(output: Path) -> Iterator[None]:
+    """Turns what the system says against writing into one line.
+
+    Raises:
+        InputError: it did.
+    """
+    try:
+        yield
+    except OSError as exc:
+        raise InputError(f"{output}: can't be written ({exc.strerror or exc})") from exc
