@@ -3,7 +3,7 @@
     model.engine         no header of ours in front, so that NVIDIA's own tools read it
     model.engine.json    what it is, what it was made from, where it can run; see `EngineRecord`
 
-Nothing here needs TensorRT or a GPU. Equal builds give equal bytes of both files: a record holds no time and no path.
+Nothing here needs TensorRT or a GPU. A record holds no time and no path, so that equal engines have equal records.
 """
 
 from __future__ import annotations

@@ -124,8 +124,8 @@ def _json(report: BuildReport) -> str:
     fields = {
         "path": str(report.path),
         "record": json.loads(report.record.to_json()),
-        "parity": report.parity and report.parity.fields(),
-        "engine_parity": report.engine_parity and report.engine_parity.fields(),
+        "parity": None if report.parity is None else report.parity.fields(),
+        "engine_parity": None if report.engine_parity is None else report.engine_parity.fields(),
         "seconds": report.seconds,
     }
     return json.dumps(fields, indent=2, ensure_ascii=False)

@@ -76,8 +76,8 @@ def build_engine(
 ) -> BuildReport:
     """Builds an engine and writes it with its record, both whole or not at all.
 
-    The same model, options and TensorRT-RTX give the same bytes of both files. TensorRT chooses kernels by timing them,
-    so its engines may differ from build to build.
+    The same model, options and TensorRT-RTX give the same bytes of both files if the sizes are fixed, and mostly if
+    they are open. TensorRT chooses kernels by timing them, so its engines may differ from build to build.
 
     Args:
         model: an ONNX file, a bundle, a shipped model's name, or what `resolve` made of one.
@@ -125,7 +125,7 @@ def build_engine(
             options=_asked(options, artifact, model),
             versions=_versions(),
             parity=_parity_facts(source, parity, options),
-            notes=(*notes, *_layer_notes(built, outline), *_option_notes(options, built)),
+            notes=(*notes, *_layer_notes(built, outline), *_option_notes(options)),
         )
         engine_parity = _engine_parity(record, engine, source, options, output, report)
         if engine_parity is not None:
@@ -288,10 +288,12 @@ def _layer_notes(built: builder.Built, outline: guard.Graph) -> list[str]:
     return [f"{len(other)} nodes are not computed as written: {', '.join(other[:5])}"] if other else []
 
 
-def _option_notes(options: BuildOptions, built: builder.Built) -> list[str]:
+def _option_notes(options: BuildOptions) -> list[str]:
     notes = []
-    if options.target == "tensorrt-rtx" and options.profile is not None and not built.repeatable:
-        notes.append("this system does not let the builder fix its memory addresses, so another build has other bytes")
+    if options.target == "tensorrt-rtx" and options.profile is not None:
+        notes.append(
+            "TensorRT-RTX orders parts of an engine with open sizes by chance: another build may have other bytes"
+        )
     if options.dla_core is not None:
         notes.append(
             "layers that the DLA can't run, GridSample among them, run on the GPU; no DLA has run this network yet"
@@ -331,7 +333,7 @@ def _parity_facts(source: _Source, parity: ParityResult | None, options: BuildOp
             how += f"; when it was made, {share} % of the pixels of {images} images differed"
     else:
         how = "not compared: verification was off"
-    return {"graph": how, **(_facts(parity) if parity else {}), "engine": "not run: no GPU here that could"}
+    return {"graph": how, **(_facts(parity) if parity is not None else {}), "engine": "not run: no GPU here that could"}
 
 
 def _facts(parity: ParityResult) -> dict[str, str]:

@@ -33,7 +33,8 @@ def test_the_record_of_a_model(tmp_path: Path) -> None:
         assert expected in done.stdout
 
 
-def test_json(tmp_path: Path) -> None:
+def test_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))  # no other test's decision on an equal model
     model = write_colour_model(tmp_path / "frames.onnx")
     done = ddsm("info", model, "--json", "-")
     assert done.returncode == 0

@@ -22,6 +22,11 @@ from ddsm_deploy.export.tensorrt.log import Layer
 NAMES = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}
 
 _ONNX, _ENGINE = "graph.onnx", "graph.engine"
+_REPEATABLE = {
+    "PYTHONHASHSEED": "0",
+    # no lists of small freed blocks: otherwise the length of a text such as "0.98 seconds" moves later blocks
+    "GLIBC_TUNABLES": "glibc.malloc.tcache_count=0:glibc.malloc.mxfast=0",
+}
 _NEEDED = ("LD_LIBRARY_PATH", "PYTHONPATH", "PYTHONHOME", "SYSTEMROOT", "TMPDIR", "TEMP")
 
 Progress = Callable[[str, float], None]
@@ -73,7 +78,6 @@ class Built:
 
     Attributes:
         version: of the library.
-        repeatable: whether equal jobs give equal bytes of TensorRT-RTX engines with open axes (others always do).
         inputs: of the network; -1 for an open axis.
         outputs: likewise.
         layers: of the engine, from the verbose log.
@@ -81,7 +85,6 @@ class Built:
     """
 
     version: str
-    repeatable: bool
     inputs: tuple[TensorRecord, ...]
     outputs: tuple[TensorRecord, ...]
     layers: tuple[Layer, ...]
@@ -110,7 +113,6 @@ def build(job: Job, progress: Progress | None = None) -> Built:
         shutil.copyfile(Path(folder) / _ENGINE, job.engine)
     return Built(
         version=result["version"],
-        repeatable=result["repeatable"],
         inputs=tuple(_tensor(fields) for fields in result["inputs"]),
         outputs=tuple(_tensor(fields) for fields in result["outputs"]),
         layers=tuple(Layer(kind, dtype, tuple(nodes)) for kind, dtype, nodes in result["layers"]),
@@ -124,11 +126,11 @@ def _tensor(fields: Mapping[str, Any]) -> TensorRecord:
 
 def _environment(target: str) -> dict[str, str]:
     """The child's environment: for TensorRT-RTX the same in every build, because its size moves memory addresses, and
-    those show in the engine's bytes (see `worker`). TensorRT may need what is set for the GPU, and repeats itself no way.
+    those show in the engine's bytes (see `worker`). TensorRT gets all, for what it may need for the GPU.
     """
     if target == "tensorrt":
         return dict(os.environ)
-    return {name: os.environ[name] for name in _NEEDED if name in os.environ} | {"PYTHONHASHSEED": "0"}
+    return {name: os.environ[name] for name in _NEEDED if name in os.environ} | _REPEATABLE
 
 
 def _run(target: str, job: str, progress: Progress, folder: Path | None) -> dict[str, Any]:
@@ -166,14 +168,14 @@ def _run(target: str, job: str, progress: Progress, folder: Path | None) -> dict
 
 def _listen(process: subprocess.Popen[str], target: str, progress: Progress) -> tuple[dict[str, Any] | None, str]:
     """Follows the child to its end: its result (None if it died), and the last error of NVIDIA's that it passed on."""
-    version, said, repeatable = "", "", False
+    version = said = ""
     result: dict[str, Any] | None = None
     assert process.stdout is not None
     for line in process.stdout:
         fields = json.loads(line)
         match fields.pop("event"):
             case "library":
-                version, repeatable = fields["version"], fields["repeatable"]
+                version = fields["version"]
             case "progress":
                 progress(fields["phase"], fields["share"])
             case "message":
@@ -181,7 +183,7 @@ def _listen(process: subprocess.Popen[str], target: str, progress: Progress) -> 
             case "failed":
                 raise _failure(target, version, fields["text"], fields["node"])
             case "done":
-                result = {"version": version, "repeatable": repeatable, **fields}
+                result = {"version": version, **fields}
     return result, said
 
 

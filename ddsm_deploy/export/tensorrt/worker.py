@@ -52,34 +52,32 @@ class Out:
 
 def main() -> None:
     """Does the one job."""
-    fixed = _fix_addresses()
+    _fix_addresses()
     out = Out(os.fdopen(os.dup(1), "w", encoding="utf-8"))
     os.dup2(2, 1)  # the library prints to standard output as well
     job = json.load(sys.stdin)
     try:
         trt = _library(job["target"])
-        out("library", version=trt.__version__, repeatable=fixed)
+        out("library", version=trt.__version__)
         out("done", **(_build(trt, job, out) if "onnx" in job else {}))
     except JobError as exc:
         out("failed", text=str(exc), node=exc.node)
 
 
-def _fix_addresses() -> bool:
-    """Starts this program over with memory addresses that are the same in every run; returns whether they are.
+def _fix_addresses() -> None:
+    """Starts this program over with memory addresses that are the same in every run, where the system allows that.
 
-    TensorRT-RTX 1.7.1 orders parts of an engine with open sizes by the addresses of its own objects, so that its bytes
-    differed from build to build. Containers may forbid this: seccomp filters often leave this call of Linux out.
+    TensorRT-RTX 1.7.1 orders parts of an engine with open sizes by the addresses of its own objects, so that no two
+    builds had the same bytes. With this, and with the environment that `builder` gives, most have; engines of fixed
+    sizes have in any case. Containers may forbid it: seccomp filters often leave this call of Linux out.
     """
     if sys.platform != "linux":
-        return False
+        return
     personality = ctypes.CDLL(None).personality
     personality.argtypes = [ctypes.c_ulong]
     now = personality(_ASK)
-    if now == -1 or now & _NO_RANDOMIZING:
-        return now != -1
-    if personality(now | _NO_RANDOMIZING) != -1:
+    if now != -1 and not now & _NO_RANDOMIZING and personality(now | _NO_RANDOMIZING) != -1:
         os.execv(sys.executable, [sys.executable, "-P", "-m", "ddsm_deploy.export.tensorrt.worker"])
-    return False
 
 
 def _library(target: str) -> Any:

@@ -50,10 +50,11 @@ def test_the_kernel_counts_not_what_brings_its_input_into_form() -> None:
             "Invalid Node - s\nITensor::getDimensions: Error Code 4: API Usage Error (s: IGridSampleLayer `input` "
             "and `grid` must be of same type. `input` type is Half and `grid` type is Float. In validateTypes at "
             f"/_src/optimizer/common/nodes/gridSampleNode.cpp:31)\n{DRIVER}",
-            "s: IGridSampleLayer `input` and `grid` must be of same type. `input` type is Half and `grid` type is Float",
+            "s: IGridSampleLayer `input` and `grid` must be of same type. `input` type is Half and "
+            "`grid` type is Float",
         ),
         (
-            "IBuilder::buildSerializedNetwork: Error Code 1: Myelin ([pass.cpp:337: check_turing_op_compatibility] "
+            "IBuilder::buildSerializedNetwork: Error Code 1: Myelin ([pass.cpp:337: check_turing] "
             "Cannot compile operation 'mm' for Turing (SM75): FP32 GEMM is not supported)",
             "Cannot compile operation 'mm' for Turing (SM75): FP32 GEMM is not supported",
         ),
