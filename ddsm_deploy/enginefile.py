@@ -232,8 +232,8 @@ def misfit(record: EngineRecord, path: Path, *, backend: str, version: str, comp
         )
     if record.version != version and not (record.options.get("version_compatible") and _later(version, record.version)):
         return (
-            f"{path} was built by {record.target} {record.version}, and {version} is installed, which does not read it; "
-            f"install that version, or build anew with: {rebuild_line(record, path)}"
+            f"{path} was built by {record.target} {record.version}, and {version} is installed, which does not read "
+            f"it; install that version, or build anew with: {rebuild_line(record, path)}"
         )
     able = record.compute_capabilities
     if compute_capability is None or not able or compute_capability in able:

@@ -27,8 +27,8 @@ MAX_CLASSES = 255
 """Masks are uint8 and 255 means "no label", so 255 classes are the most."""
 
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int8+fp16", "int8+bf16")
-"""What a graph is written in, or what an engine computes in. The pairs are INT8 convolutions with the rest in a float of
-half the width."""
+"""What a graph is written in, or what an engine computes in. The pairs are INT8 convolutions with the rest in a float
+of half the width."""
 
 FUSIONS = ("ddsm", "spatial", "channel", "add")
 CHANNEL_ORDERS = ("bgr", "rgb")

@@ -98,7 +98,7 @@ def view(value: Any, *, name: str, stream: int, writable: bool = False) -> Devic
             raise InputError(f"{name!r} is a {type(value).__name__} in the memory of another device, not of a CUDA GPU")
         return from_capsule(value.__dlpack__(stream=stream), name=name)
     raise InputError(
-        f"{name!r} is a {type(value).__name__}; expected an array on the GPU, with __cuda_array_interface__ or __dlpack__"
+        f"{name!r} is a {type(value).__name__}; expected an array on the GPU (__cuda_array_interface__ or __dlpack__)"
     )
 
 

@@ -145,8 +145,9 @@ def test_a_library_that_is_missing_comes_with_its_pip_line(tmp_path: Path, missi
 
     if importlib.util.find_spec("tensorrt") is not None:
         missing("no-tensorrt", "tensorrt is installed here")
+    onnx = graphs.save(graphs.product(), tmp_path / "x.onnx")
     with pytest.raises(BackendMissing, match=r"tensorrt is not usable here .*pip install 'ddsm-deploy\[tensorrt\]'"):
-        build(Job(target="tensorrt", onnx=tmp_path / "x.onnx", engine=tmp_path / "x.engine"))
+        build(Job(target="tensorrt", onnx=onnx, engine=tmp_path / "x.engine"))
 
 
 def children() -> list[int]:

@@ -1,0 +1,221 @@
+"""Everything that needs an NVIDIA GPU, in one command and one report; it installs nothing.
+
+    python benchmarks/gpu_report.py -o report.md
+
+It runs the tests that are marked `gpu`, builds the shipped model for this GPU at every precision with each TensorRT
+that is installed, runs each engine beside the float32 model on images, times it, and writes `report.md` and, beside
+it, `report.json`. What fails becomes a line of the report, and the rest goes on.
+
+A model without an INT8 form for TensorRT is calibrated on the same images; give it frames like those it will see.
+Exit code: 0 all well, 1 something could not be run or a test failed, 3 an engine is further from float32 than allowed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib.util
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ddsm_deploy.artifact import Artifact, resolve
+from ddsm_deploy.engines import BackendStatus, usable_backends
+from ddsm_deploy.engines.cuda import Gpu, require_gpu
+from ddsm_deploy.errors import BackendError, DdsmError
+from ddsm_deploy.evaluate.benchmark import BenchOptions, bench
+from ddsm_deploy.evaluate.machine import machine_facts
+from ddsm_deploy.optimize.build import BuildOptions, build_engine
+from ddsm_deploy.optimize.buildoptions import PRECISIONS
+from ddsm_deploy.optimize.pictures import from_folder
+from ddsm_deploy.optimize.quantize import QuantizeOptions, quantize
+
+REPO = Path(__file__).parent.parent
+TARGETS = ("tensorrt", "tensorrt-rtx")
+
+
+@dataclasses.dataclass(kw_only=True)
+class Row:
+    """One engine: how it was built, how far it is from float32, how fast it is; `error` where it stopped, and why."""
+
+    target: str
+    precision: str
+    error: str = ""
+    build_s: float | None = None
+    mb: float | None = None
+    layers: str = ""
+    changed: float | None = None
+    within: bool | None = None
+    p50_ms: float | None = None
+    p99_ms: float | None = None
+    infer_ms: float | None = None
+    fps: float | None = None
+
+
+def main() -> int:
+    options = _arguments()
+    try:
+        gpu = require_gpu()
+        targets = [status for status in usable_backends() if status.backend in TARGETS and status.available]
+        if not targets:
+            raise BackendError("neither tensorrt nor tensorrt-rtx is installed; this command installs nothing")
+    except DdsmError as exc:
+        print(f"gpu_report: {exc}; nothing was run and no report written", file=sys.stderr)
+        return 1
+    say = _sayer()
+    say(f"{gpu}; {', '.join(f'{t.backend} {t.version}' for t in targets)}")
+    result: dict[str, Any] = {"gpu": str(gpu), "libraries": {t.backend: t.version for t in targets}}
+    result["machine"] = machine_facts()
+    result["tests"] = {"skipped": "by --no-tests"} if options.no_tests else _tests(say)
+    rows = _rows(gpu, targets, options, say)
+    result["rows"] = [dataclasses.asdict(row) for row in rows]
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output.write_text(markdown(result), encoding="utf-8")
+    beside = options.output.with_suffix(".json")
+    beside.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    say(f"wrote {options.output} and {beside}")
+    return exit_code(result)
+
+
+def exit_code(result: dict[str, Any]) -> int:
+    """1 where something failed or could not be run, 3 where only a comparison failed, 0 otherwise."""
+    if result["tests"].get("exit_code", 0) or any(row["error"] for row in result["rows"]):
+        return 1
+    return 3 if any(row["within"] is False for row in result["rows"]) else 0
+
+
+def _rows(gpu: Gpu, targets: list[BackendStatus], options: argparse.Namespace, say: Callable[[str], None]) -> list[Row]:
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        model = _with_int8(resolve(options.model), Path(folder), options, say)
+        for status in targets:
+            for precision in options.precision or PRECISIONS:
+                row = Row(target=status.backend, precision=precision)
+                say(f"{row.target} {row.precision}")
+                try:
+                    _fill(row, model, gpu, Path(folder), options)
+                except DdsmError as exc:
+                    row.error = str(exc)
+                rows.append(row)
+    return rows
+
+
+def _with_int8(model: Artifact, folder: Path, options: argparse.Namespace, say: Callable[[str], None]) -> Artifact:
+    """The model with an INT8 form for TensorRT: its own, or one made here."""
+    if model.pick("onnx", precisions=("int8",), target="tensorrt") is not None:
+        return model
+    say(f"quantizing on {options.images}")
+    path = folder / "int8.onnx"
+    try:
+        settings = QuantizeOptions(target="tensorrt", images=options.calibration_images, force=True)
+        quantize(model, path, from_folder(options.images), settings)
+    except DdsmError as exc:
+        say(f"no INT8 form: {exc}")  # the rows of int8 will say what is missing
+        return model
+    made = resolve(path)
+    return dataclasses.replace(model, variants=(*model.variants, made))
+
+
+def _fill(row: Row, model: Artifact, gpu: Gpu, folder: Path, options: argparse.Namespace) -> None:
+    engine = folder / f"{row.target}.{row.precision}.engine"
+    build = BuildOptions(
+        target=row.target,
+        precision=row.precision,
+        compute_capabilities=(gpu.compute_capability,) if row.target == "tensorrt-rtx" else (),
+        images=(options.images,),
+        force=True,  # a failure is to be seen in the report
+    )
+    report = build_engine(model, engine, build)
+    row.build_s, row.mb = report.seconds, report.record.bytes / 1e6
+    row.layers = ", ".join(
+        f"{n} {op} {kind}" for op, kinds in report.record.layers.items() for kind, n in kinds.items()
+    )
+    if report.engine_parity is None:
+        raise BackendError("the engine was built, but did not run here")
+    row.changed, row.within = report.engine_parity.changed, bool(report.engine_parity)
+    timing = BenchOptions(backends=(row.target,), runs=options.runs, images=options.images)
+    (timed,) = bench(engine, timing).rows
+    if timed.error:
+        raise BackendError(timed.error)
+    fields = timed.fields()
+    row.p50_ms, row.p99_ms = fields["p50_ms"], fields["p99_ms"]
+    row.infer_ms, row.fps = fields["infer_p50_ms"], fields["fps"]
+
+
+def _tests(say: Callable[[str], None]) -> dict[str, Any]:
+    """Runs the tests that are marked `gpu`; a missing pytest is told, not installed."""
+    if importlib.util.find_spec("pytest") is None:
+        return {"exit_code": 1, "summary": "pytest is not installed here, so no test was run"}
+    say("tests")
+    command = [sys.executable, "-m", "pytest", "-m", "gpu", "--require", "gpu", "-q", "-rfEs", "--tb=short"]
+    done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, check=False)
+    lines = [line for line in done.stdout.splitlines() if line.strip()]
+    return {"exit_code": done.returncode, "summary": lines[-1] if lines else "", "output": done.stdout + done.stderr}
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """The report as people read it."""
+    machine, tests = result["machine"], result["tests"]
+    libraries = ", ".join(f"{name} {version}" for name, version in result["libraries"].items())
+    lines = [
+        "# Engines on a GPU",
+        "",
+        f"{result['gpu']}; {libraries}; {machine['cpu']}, {machine['system']}; {machine['started']}.",
+        "",
+        f"Tests marked `gpu`: {tests.get('summary') or tests.get('skipped')}"
+        + (f" (exit code {tests['exit_code']})." if "exit_code" in tests else "."),
+        "",
+        "Changed: per cent of the pixels whose class is not that of the float32 model on a CPU. Times in ms from image "
+        "to mask, one image at a time; infer: the engine with both copies.",
+        "",
+        "| target | precision | build s | MB | changed % | within | p50 | p99 | infer | FPS | layers |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in result["rows"]:
+        figures = [_figure(row[key], digits) for key, digits in (("build_s", 0), ("mb", 1), ("changed", 2))]
+        times = [_figure(row[key], 2) for key in ("p50_ms", "p99_ms", "infer_ms")]
+        within = {None: "–", True: "yes", False: "NO"}[row["within"]]
+        cells = [
+            row["target"],
+            row["precision"],
+            *figures,
+            within,
+            *times,
+            _figure(row["fps"], 0),
+            row["layers"] or "–",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", *(f"- {row['target']} {row['precision']}: {row['error']}" for row in result["rows"] if row["error"])]
+    if tests.get("exit_code"):
+        lines += ["", "```", *tests.get("output", "").splitlines()[-60:], "```"]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _figure(value: float | None, digits: int) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def _sayer() -> Callable[[str], None]:
+    started = time.perf_counter()
+    return lambda text: print(f"[{time.perf_counter() - started:6.1f} s] {text}", file=sys.stderr, flush=True)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-o", "--output", type=Path, default=Path("gpu_report.md"), help="the report to write")
+    parser.add_argument("--model", default=None, help="ONNX file, bundle or shipped model; ddsm-lite0")
+    parser.add_argument("--images", type=Path, default=REPO / "examples" / "frames", help="folder of images")
+    parser.add_argument("--calibration-images", type=int, default=64, help="of them, for INT8")
+    parser.add_argument("--precision", action="append", choices=PRECISIONS, help="only these; repeatable")
+    parser.add_argument("--runs", type=int, default=200, help="timed runs of each engine")
+    parser.add_argument("--no-tests", action="store_true", help="leave the tests out")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

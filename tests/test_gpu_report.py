@@ -1,0 +1,90 @@
+"""`benchmarks/gpu_report.py`, as far as it goes without a GPU."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+SCRIPT = Path(__file__).parent.parent / "benchmarks" / "gpu_report.py"
+
+
+@pytest.fixture
+def report(need) -> ModuleType:
+    for module in ("cuda", "onnx"):
+        need(module)
+    spec = importlib.util.spec_from_file_location("gpu_report", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["gpu_report"] = module  # dataclasses look there for the types of their fields
+    spec.loader.exec_module(module)
+    return module
+
+
+def row(**fields: Any) -> dict[str, Any]:
+    plain = dict.fromkeys(("build_s", "mb", "changed", "within", "p50_ms", "p99_ms", "infer_ms", "fps"))
+    return {"target": "tensorrt", "precision": "fp16", "error": "", "layers": "", **plain, **fields}
+
+
+RESULT: dict[str, Any] = {
+    "gpu": "NVIDIA RTX A2000 (compute capability 86, driver for CUDA 13.0)",
+    "libraries": {"tensorrt": "10.13.3.9"},
+    "machine": {"cpu": "a CPU", "system": "Linux", "started": "2026-11-25T12:00:00Z"},
+    "tests": {"exit_code": 0, "summary": "12 passed", "output": "12 passed"},
+    "rows": [
+        row(
+            build_s=41.4,
+            mb=9.31,
+            changed=0.0312,
+            within=True,
+            p50_ms=1.234,
+            p99_ms=2.0,
+            infer_ms=0.9,
+            fps=800.4,
+            layers="90 Conv Half",
+        ),
+        row(precision="int8", error="it stopped"),
+    ],
+}
+
+
+def test_without_a_gpu_it_says_so_and_writes_nothing(tmp_path: Path, need, missing) -> None:
+    need("cuda")
+    from ddsm_deploy.engines.cuda import find_gpu
+
+    if find_gpu() is not None:
+        missing("no-gpu", "there is a GPU here")
+    command = [sys.executable, str(SCRIPT), "-o", "report.md"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=120)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("gpu_report: no NVIDIA GPU can be used here: ")
+    assert done.stderr.endswith("nothing was run and no report written\n")
+    assert done.stderr.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_report_people_read(report: ModuleType) -> None:
+    text = report.markdown(RESULT)
+    assert "NVIDIA RTX A2000 (compute capability 86, driver for CUDA 13.0); tensorrt 10.13.3.9; a CPU, Linux" in text
+    assert "Tests marked `gpu`: 12 passed (exit code 0)." in text
+    assert "| tensorrt | fp16 | 41 | 9.3 | 0.03 | yes | 1.23 | 2.00 | 0.90 | 800 | 90 Conv Half |" in text
+    assert "| tensorrt | int8 | – | – | – | – | – | – | – | – | – |" in text
+    assert "- tensorrt int8: it stopped" in text
+    assert "```" not in text
+    failed = RESULT | {"tests": {"exit_code": 1, "summary": "1 failed", "output": "FAILED test_x"}}
+    assert "FAILED test_x" in report.markdown(failed)
+
+
+def test_exit_codes(report: ModuleType) -> None:
+    good = RESULT | {"rows": RESULT["rows"][:1]}
+    assert report.exit_code(good) == 0
+    assert report.exit_code(RESULT) == 1  # one row stopped
+    assert report.exit_code(good | {"tests": {"exit_code": 1}}) == 1
+    assert report.exit_code(good | {"tests": {"skipped": "by --no-tests"}}) == 0
+    assert report.exit_code(good | {"rows": [row(within=False)]}) == 3
