@@ -68,6 +68,8 @@ class Job:
     def to_json(self) -> str:
         """The job as the child reads it, in whose folder the two files have names of their own."""
         fields = dataclasses.asdict(self) | {"onnx": _ONNX, "engine": _ENGINE}
+        if self.timing_cache is not None:
+            fields["timing_cache"] = self.timing_cache.absolute()
         fields["profiles"] = {name: [p.min, p.opt, p.max] for name, p in self.profiles.items()}
         return json.dumps(fields, default=str)
 

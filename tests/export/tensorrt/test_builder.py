@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import signal
 import subprocess
@@ -56,6 +57,14 @@ def test_equal_jobs_give_equal_bytes(job: Job, tmp_path: Path) -> None:
     again = elsewhere / "another.engine"
     build(Job(target="tensorrt-rtx", onnx=job.onnx, engine=again, sampling=job.sampling))
     assert again.read_bytes() == first
+
+
+def test_the_child_runs_in_a_folder_of_its_own() -> None:
+    """So a relative path of the caller's must not reach it as such, and the two files have names there."""
+    job = Job(target="tensorrt", onnx=Path("a/b.onnx"), engine=Path("c.engine"), timing_cache=Path("times.cache"))
+    fields = json.loads(job.to_json())
+    assert fields["timing_cache"] == str(Path.cwd() / "times.cache")
+    assert (fields["onnx"], fields["engine"]) == ("graph.onnx", "graph.engine")
 
 
 def test_the_parent_loads_neither_torch_nor_nvidias_library() -> None:
