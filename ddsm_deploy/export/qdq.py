@@ -12,10 +12,10 @@ import dataclasses
 from collections.abc import Collection, Iterator, Mapping
 
 import numpy as np
-from onnx import ModelProto, NodeProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from ddsm_deploy.errors import ConfigError, InputError
-from ddsm_deploy.export.onnxgraph import drop_unused
+from ddsm_deploy.export.onnxgraph import drop_unused, value_types
 
 Range = tuple[float, float]
 """Lowest and highest value of a tensor that calibration found worth telling apart."""
@@ -98,7 +98,8 @@ def calibrated_tensors(model: ModelProto) -> list[str]:
         if node.op_type == "Add":
             names.update(dict.fromkeys((*node.input, node.output[0])))
     stored = {tensor.name for tensor in model.graph.initializer}
-    return [name for name in names if name not in stored]
+    types = value_types(model)  # graphs of open size add up integers too
+    return [name for name in names if name not in stored and types.get(name) == TensorProto.FLOAT]
 
 
 def insert_qdq(

@@ -206,7 +206,9 @@ def _graph_parity(
     """The graph to be built beside the float32 one, both on a CPU runtime; None where that can't or need not be."""
     if not options.verify or source.reference is None or (source.part is source.reference and not source.converted):
         return None
-    candidate = Artifact(source.part.name, source.spec.with_provenance(target=""), {"onnx": onnx})
+    # as a file for TensorRT, which OpenVINO then computes as it is written
+    spec = source.spec.with_provenance(target="tensorrt")
+    candidate = Artifact(source.part.name, spec, {"onnx": onnx})
     sides = (Side(source.reference), Side(candidate))
     frames = frames_for(source.spec, options.images)
     budget = ParityBudget(changed=_most_changed(options, source))

@@ -268,3 +268,12 @@ def test_errors_name_the_culprit() -> None:
         insert_qdq(model, {}, ["other"], SCHEMES["openvino"])
     with pytest.raises(InputError, match="no usable range for the tensor 'rgb'"):
         insert_qdq(model, {"rgb": (0.0, float("nan"))}, ["conv_safe"], SCHEMES["openvino"])
+
+
+def test_sums_of_integers_are_no_activations() -> None:
+    """Graphs of open size add up sizes."""
+    model = outlier_graph((8, 12))
+    model.graph.initializer.append(numpy_helper.from_array(np.array([1], np.int64), "one"))
+    model.graph.node.insert(1, helper.make_node("Shape", ["image"], ["sizes"], name="sizes", start=1, end=2))
+    model.graph.node.insert(2, helper.make_node("Add", ["sizes", "one"], ["more"], name="more"))
+    assert calibrated_tensors(model) == ["rgb", "four", "three"]
