@@ -278,5 +278,5 @@ def _probe() -> Any:
     try:
         from ddsm_deploy.export import probe
     except ImportError as exc:
-        raise BackendMissing("onnx", extra="train", why=f"comparing layers needs it: {exc}") from exc
+        raise BackendMissing("onnx", extra="quantize", why=f"comparing layers needs it: {exc}") from exc
     return probe

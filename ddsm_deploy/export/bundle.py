@@ -5,12 +5,11 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from ddsm_deploy.bundlefile import BUNDLE_FILE, Bundle, Member
-from ddsm_deploy.errors import InputError
 from ddsm_deploy.export.onnx import ExportOptions, ExportReport, export_onnx
+from ddsm_deploy.files import replacing, writing
 from ddsm_deploy.model.checkpoint import load_checkpoint, save_checkpoint
 from ddsm_deploy.packing import make_bundle
 from ddsm_deploy.spec import sha256_of
@@ -42,21 +41,15 @@ def write_bundle(checkpoint: str | Path, folder: str | Path, *, name: str, optio
     network, spec = load_checkpoint(checkpoint)
     spec = spec.replace(name=name).with_provenance(trained_sha256=sha256_of(checkpoint))
     record = folder / BUNDLE_FILE
-    try:
+    with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         record.unlink(missing_ok=True)
-    except OSError as exc:
-        raise InputError(f"{folder}: can't be written ({exc.strerror or exc})") from exc
     save_checkpoint(folder / CHECKPOINT, network, spec, half=options.weights == "fp16")
     report = export_onnx(folder / CHECKPOINT, folder / ONNX, options)
     members = tuple(
         Member(file=file, kind=kind, precision="fp32", sha256=sha256_of(folder / file))
         for kind, file in (("onnx", ONNX), ("checkpoint", CHECKPOINT))
     )
-    temporary = folder / f".{BUNDLE_FILE}.{os.getpid()}.part"
-    try:
+    with replacing(record) as temporary, writing(record):
         temporary.write_text(Bundle(name=name, members=members).to_json(), encoding="utf-8")
-        temporary.replace(record)
-    except OSError as exc:
-        raise InputError(f"{record}: can't be written ({exc.strerror or exc})") from exc
     return report
