@@ -124,6 +124,8 @@ def select(artifact: Artifact, backend: str, precision: str | None = None) -> Ar
         return artifact
     wanted = precision or artifact.spec.precision
     written = (wanted, _DERIVED[wanted]) if wanted in _DERIVED else (wanted,)
+    if kind == "checkpoint" and wanted == "fp16":
+        written = ("fp32",)  # torch's autocast: not offered unasked, being slower than fp32 on CPUs
     part = artifact.pick(kind, precisions=written, target=backend)
     if part is None:
         possible = possible_precisions(artifact, backend)

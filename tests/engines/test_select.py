@@ -96,3 +96,13 @@ def test_what_a_backend_may_make_of_the_files(artifact: Artifact) -> None:
             assert ("bf16" in available_precisions("openvino")) == any("bf16" in p for p in found) or (
                 part.spec.precision == "fp16"
             )
+
+
+def test_torch_makes_fp16_of_the_checkpoint_where_it_is_asked_for(tiny_bundle: Path, need) -> None:
+    need("torch")
+    bundle = resolve(tiny_bundle)
+    assert "fp16" not in possible_precisions(bundle, "torch")
+    with open_engine(bundle, "torch", EngineOptions(precision="fp16")) as engine:  # type: ignore[attr-defined]
+        assert engine.precision == "fp16"
+    with pytest.raises(BackendError, match="for torch at int8"):
+        open_engine(bundle, "torch", EngineOptions(precision="int8"))
