@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from processor import WEIGHT_BITS
 from render_scenes import write_scenes
 
 if TYPE_CHECKING:
@@ -193,7 +194,8 @@ def tiny_files(
     for target in ("onnxruntime", "openvino"):
         files[target] = folder / f"{target}.onnx"
         # far more than it takes: what these files are for is not their accuracy
-        quantize(tiny_onnx, files[target], pictures, QuantizeOptions(target=target, images=8, changed=10, miou_drop=10))
+        options = QuantizeOptions(target=target, images=8, changed=10, miou_drop=10, weight_bits=WEIGHT_BITS)
+        quantize(tiny_onnx, files[target], pictures, options)
     return files
 
 

