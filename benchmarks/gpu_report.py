@@ -30,9 +30,9 @@ from ddsm_deploy.engines.cuda import Gpu, require_gpu
 from ddsm_deploy.errors import BackendError, DdsmError
 from ddsm_deploy.evaluate.benchmark import BenchOptions, bench
 from ddsm_deploy.evaluate.machine import machine_facts
+from ddsm_deploy.frames import frames_in
 from ddsm_deploy.optimize.build import BuildOptions, build_engine
 from ddsm_deploy.optimize.buildoptions import PRECISIONS
-from ddsm_deploy.optimize.pictures import from_folder
 from ddsm_deploy.optimize.quantize import QuantizeOptions, quantize
 
 REPO = Path(__file__).parent.parent
@@ -113,7 +113,7 @@ def _with_int8(model: Artifact, folder: Path, options: argparse.Namespace, say: 
     path = folder / "int8.onnx"
     try:
         settings = QuantizeOptions(target="tensorrt", images=options.calibration_images, force=True)
-        quantize(model, path, from_folder(options.images), settings)
+        quantize(model, path, frames_in(options.images), settings)
     except DdsmError as exc:
         say(f"no INT8 form: {exc}")  # the rows of int8 will say what is missing
         return model

@@ -19,9 +19,9 @@ from pathlib import Path
 from ddsm_deploy.artifact import resolve
 from ddsm_deploy.evaluate.benchmark import BenchOptions, bench
 from ddsm_deploy.export import ExportOptions, export_onnx
+from ddsm_deploy.frames import frames_in
 from ddsm_deploy.model.checkpoint import load_checkpoint, save_checkpoint
 from ddsm_deploy.model.network import build_network
-from ddsm_deploy.optimize.pictures import from_folder
 from ddsm_deploy.optimize.quantize import QuantizeOptions, quantize
 from ddsm_deploy.packing import make_bundle
 
@@ -69,11 +69,11 @@ def make_model(folder: Path, network: str, images: Path) -> Path:
         checkpoint = without_branches(checkpoint, folder / "plain.safetensors")
     onnx = folder / "model.onnx"
     export_onnx(checkpoint, onnx, ExportOptions())
-    pictures = from_folder(images)
+    frames = frames_in(images)
     files = [checkpoint, onnx]
     for target in ("onnxruntime", "openvino"):
         files.append(folder / f"{target}.onnx")
-        quantize(onnx, files[-1], pictures, QuantizeOptions(target=target, changed=5.0))
+        quantize(onnx, files[-1], frames, QuantizeOptions(target=target, changed=5.0))
     return make_bundle(folder / "bundle", files, name=network).path
 
 

@@ -184,13 +184,13 @@ def tiny_files(
     from ddsm_deploy.datasets import open_dataset
     from ddsm_deploy.export.fp16 import to_fp16
     from ddsm_deploy.export.onnxgraph import load_graph, save_graph
-    from ddsm_deploy.optimize.pictures import from_dataset
+    from ddsm_deploy.frames import frames_of
     from ddsm_deploy.optimize.quantize import QuantizeOptions, quantize
 
     folder = tmp_path_factory.mktemp("tiny-forms")
     files = {"checkpoint": tiny_checkpoint, "fp32": tiny_onnx, "fp16": folder / "half.onnx"}
     save_graph(to_fp16(load_graph(tiny_onnx)), files["fp16"], resolve(tiny_onnx).spec.replace(precision="fp16"))
-    pictures = from_dataset(open_dataset("folder", scenes, ""))
+    pictures = frames_of(open_dataset("folder", scenes, ""))
     for target in ("onnxruntime", "openvino"):
         files[target] = folder / f"{target}.onnx"
         # far more than it takes: what these files are for is not their accuracy

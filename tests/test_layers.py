@@ -19,7 +19,7 @@ LAYERS = (
     ("spec", "cache", "files"),
     ("images", "onnxfile", "enginefile", "bundlefile"),
     ("datasets", "artifact", "parity"),
-    ("model", "kernels", "packing"),
+    ("model", "kernels", "packing", "frames"),
     ("export", "engines", "train"),
     ("runtime",),
     ("evaluate",),

@@ -14,7 +14,7 @@ import pytest
 import safetensors.numpy
 from colour_graph import colour_graph, colour_spec
 
-from ddsm_deploy.artifact import resolve, shipped_models
+from ddsm_deploy.artifact import resolve
 from ddsm_deploy.enginefile import EngineRecord, record_path
 from ddsm_deploy.errors import ArtifactError, ConfigError, InputError
 from ddsm_deploy.packing import make_bundle
@@ -135,13 +135,11 @@ def test_a_bundle_is_extended_in_its_own_place(forms: dict[str, Path], tmp_path:
     assert sorted(p.name for p in folder.iterdir()) == ["README.txt", "bundle.json", "model.safetensors"]
 
 
-def test_a_shipped_model_is_extended(tmp_path: Path) -> None:
-    if not shipped_models():
-        pytest.skip("shipped-model: none here")
-    shipped = resolve(shipped_models()[0])
+def test_a_shipped_model_is_extended(shipped_model: Path, tmp_path: Path) -> None:
+    shipped = resolve(shipped_model.name)
     spec = shipped.spec.replace(precision="int8+fp16").with_provenance(target="tensorrt")
     extra = write_onnx(tmp_path / "x.onnx", spec)
-    make_bundle(tmp_path / "b", [shipped_models()[0], extra])
+    make_bundle(tmp_path / "b", [shipped_model.name, extra])
     added = "onnx int8+fp16 for tensorrt"
     assert added not in shipped.contents()
     assert set(resolve(tmp_path / "b").contents().split(", ")) == {*shipped.contents().split(", "), added}

@@ -20,7 +20,7 @@ from ddsm_deploy.engines import possible_precisions
 from ddsm_deploy.errors import BackendError
 from ddsm_deploy.evaluate.accuracy import EvalResult, evaluate
 from ddsm_deploy.export import ExportOptions, write_bundle
-from ddsm_deploy.optimize.pictures import from_dataset
+from ddsm_deploy.frames import frames_of
 from ddsm_deploy.optimize.quantize import TARGETS, QuantizeOptions, quantize
 from ddsm_deploy.packing import make_bundle
 from ddsm_deploy.runtime.segmenter import Segmenter
@@ -108,11 +108,11 @@ def main() -> None:
 
 def add_int8(folder: Path, args: argparse.Namespace) -> None:
     """Extends a bundle by its INT8 form for each target."""
-    pictures = from_dataset(open_dataset(args.dataset, args.data, "train"))
+    frames = frames_of(open_dataset(args.dataset, args.data, "train"))
     with tempfile.TemporaryDirectory() as temporary:
         files = [Path(temporary) / f"{target}.onnx" for target in TARGETS]
         for target, file in zip(TARGETS, files, strict=True):
-            quantize(folder, file, pictures, QuantizeOptions(target=target, changed=MAX_CHANGED))
+            quantize(folder, file, frames, QuantizeOptions(target=target, changed=MAX_CHANGED))
         make_bundle(folder, [folder, *files], name=args.name)
 
 

@@ -53,9 +53,9 @@ def quantize(
     from ddsm_deploy.artifact import resolve
     from ddsm_deploy.cli.render import require, write_json
     from ddsm_deploy.datasets import open_dataset
+    from ddsm_deploy.frames import frames_in, frames_of
 
     with require("quantize"):
-        from ddsm_deploy.optimize.pictures import from_dataset, from_folder
         from ddsm_deploy.optimize.plot import plot_sensitivity
         from ddsm_deploy.optimize.quantize import QuantizeOptions
         from ddsm_deploy.optimize.quantize import quantize as run
@@ -75,7 +75,7 @@ def quantize(
         force=force,
     )
     artifact = resolve(model)
-    pictures = from_dataset(open_dataset(dataset, calibration, split)) if dataset else from_folder(calibration)
+    frames = frames_of(open_dataset(dataset, calibration, split)) if dataset else frames_in(calibration)
     output = output or Path(f"{artifact.name}-{options.precision}-{target}.onnx")
     screen = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -84,7 +84,7 @@ def quantize(
         report = run(
             artifact,
             output,
-            pictures,
+            frames,
             options,
             progress=lambda text, done, planned: bar.update(task, description=text, completed=done, total=planned),
         )

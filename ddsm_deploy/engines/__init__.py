@@ -42,11 +42,14 @@ FILE_KINDS = {
 }
 """The kind of file, of `ddsm_deploy.artifact.KINDS`, that each backend runs."""
 
-_DERIVED = {"bf16": "fp32", "int8+bf16": "int8"}
-"""Precisions that a runtime makes by itself -> what the file is written in. All others are in the graph."""
+_MAKES = {
+    "torch": {"bf16": "fp32", "fp16": "fp32"},
+    "openvino": {"bf16": "fp32", "int8+bf16": "int8"},
+}
+"""Backend -> precisions that it makes by itself -> what the file is written in. All others are in the graph."""
 
-_MAKES = {"torch": ("bf16",), "openvino": ("bf16", "int8+bf16")}
-"""Backends that do -> which of these."""
+_UNASKED = ("bf16", "int8+bf16")
+"""Those that are tried unasked. torch's fp16 is not: on CPUs it is slow, and shows what rounding to float16 does."""
 
 _EXTRAS = {
     "torch": "train",
@@ -123,9 +126,8 @@ def select(artifact: Artifact, backend: str, precision: str | None = None) -> Ar
     if not artifact.variants:
         return artifact
     wanted = precision or artifact.spec.precision
-    written = (wanted, _DERIVED[wanted]) if wanted in _DERIVED else (wanted,)
-    if kind == "checkpoint" and wanted == "fp16":
-        written = ("fp32",)  # torch's autocast: not offered unasked, being slower than fp32 on CPUs
+    made_from = _MAKES.get(backend, {}).get(wanted)
+    written = (wanted,) if made_from is None else (wanted, made_from)
     part = artifact.pick(kind, precisions=written, target=backend)
     if part is None:
         possible = possible_precisions(artifact, backend)
@@ -138,7 +140,7 @@ def select(artifact: Artifact, backend: str, precision: str | None = None) -> Ar
 
 
 def possible_precisions(artifact: Artifact, backend: str) -> tuple[str, ...]:
-    """What a backend may compute in with the model's files that are for it, the model's own first. Loads nothing.
+    """What is worth trying on a backend with the model's files that are for it, the model's own first. Loads nothing.
 
     Whether this machine can is another question: `open_engine` says.
     """
@@ -147,7 +149,7 @@ def possible_precisions(artifact: Artifact, backend: str) -> tuple[str, ...]:
     if artifact.variants:
         parts = [part for part in parts if part.target in ("", backend)]
     written = [part.spec.precision for part in parts]
-    made = [precision for precision in _MAKES.get(backend, ()) if _DERIVED[precision] in written]
+    made = [made for made, base in _MAKES.get(backend, {}).items() if made in _UNASKED and base in written]
     return tuple(sorted({*written, *made}, key=PRECISIONS.index))
 
 
@@ -159,7 +161,8 @@ def runs_at(backend: str, part: Artifact) -> tuple[str, ...]:
     """
     written = part.spec.precision
     able = available_precisions(backend)
-    made = [p for p in _MAKES.get(backend, ()) if _DERIVED[p] == written and p.removeprefix("int8+") in able]
+    makes = _MAKES.get(backend, {})
+    made = [p for p in _UNASKED if makes.get(p) == written and p.removeprefix("int8+") in able]
     return (written, *made)
 
 

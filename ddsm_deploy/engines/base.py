@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 from collections.abc import Iterable, Mapping
 from types import TracebackType
@@ -121,7 +122,7 @@ class Engine(Protocol):
         ...
 
 
-class BaseEngine:
+class BaseEngine(abc.ABC):
     """Naming, checks and lifetime; a backend adds its constructor, `_infer` and `_release`."""
 
     backend: str
@@ -130,8 +131,9 @@ class BaseEngine:
     outputs: tuple[TensorInfo, ...]
     _closed: bool = False
 
+    @abc.abstractmethod
     def __init__(self, artifact: Artifact, options: EngineOptions) -> None:
-        raise NotImplementedError
+        """Loads the model; sets `precision`, `inputs` and `outputs`."""
 
     @classmethod
     def precisions(cls) -> tuple[str, ...]:
@@ -165,11 +167,13 @@ class BaseEngine:
     def _closed_error(self) -> BackendError:
         return BackendError(f"this {self.backend} engine is closed; open another")
 
+    @abc.abstractmethod
     def _infer(self, feeds: dict[str, Array]) -> dict[str, Array]:
-        raise NotImplementedError
+        """One inference on feeds that were checked."""
 
+    @abc.abstractmethod
     def _release(self) -> None:
-        raise NotImplementedError
+        """Gives the runtime's memory back; called once."""
 
 
 def check_feeds(inputs: tuple[TensorInfo, ...], feeds: Mapping[str, Array]) -> dict[str, Array]:

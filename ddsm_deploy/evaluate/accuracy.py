@@ -100,9 +100,7 @@ def evaluate(
     confusion = ConfusionMatrix(len(names))
     boundaries = BoundaryScore(len(names), tolerance=boundary_tolerance)
     for done, (image, truth) in enumerate(_read_ahead(dataset), start=1):
-        mask = to_dataset[segmenter.predict(image).mask]
-        if mask.shape != truth.shape:
-            mask = _resize(mask, truth.shape)
+        mask = at_size(to_dataset[segmenter.predict(image).mask], truth.shape)
         confusion.update(truth, mask)
         boundaries.update(truth, mask)
         if progress:
@@ -170,7 +168,10 @@ def _some(names: Sequence[str]) -> str:
     return f"{shown} and {len(names) - 6} more" if len(names) > 6 else shown
 
 
-def _resize(mask: Labels, size: tuple[int, ...]) -> Labels:
+def at_size(mask: Labels, size: tuple[int, ...]) -> Labels:
+    """The mask at another height and width, by nearest neighbour."""
+    if mask.shape == size:
+        return mask
     return np.asarray(cv2.resize(mask, (size[1], size[0]), interpolation=cv2.INTER_NEAREST_EXACT), dtype=np.uint8)
 
 

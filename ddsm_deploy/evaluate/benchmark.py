@@ -30,10 +30,10 @@ from ddsm_deploy.engines import (
     possible_precisions,
     usable_backends,
 )
-from ddsm_deploy.errors import ConfigError, InputError
+from ddsm_deploy.errors import ConfigError
 from ddsm_deploy.evaluate.machine import machine_facts
 from ddsm_deploy.evaluate.worker import SETTLING_RUNS, WARM_UP_SECONDS, Task
-from ddsm_deploy.images import SUFFIXES
+from ddsm_deploy.frames import images_in
 
 ROUND = 10
 """Timed runs before the next backend's turn."""
@@ -215,12 +215,8 @@ def list_images(folder: Path) -> tuple[str, ...]:
     Raises:
         InputError: no such folder, or no image in it.
     """
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder")
-    found = sorted(str(path) for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
-    if not found:
-        raise InputError(f"{folder}: no image there; looked for {' '.join(sorted(SUFFIXES))}")
-    return tuple(found[:: math.ceil(len(found) / MAX_IMAGES)])
+    found = images_in(folder)
+    return tuple(str(path) for path in found[:: math.ceil(len(found) / MAX_IMAGES)])
 
 
 def _tasks(model: str | Path | None, artifact: Artifact, options: BenchOptions, images: Sequence[str]) -> list[Task]:

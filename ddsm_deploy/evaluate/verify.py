@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 
-from ddsm_deploy.datasets import IGNORE, Dataset, open_dataset
-from ddsm_deploy.errors import ConfigError, InputError
-from ddsm_deploy.evaluate.accuracy import match_classes
+from ddsm_deploy.datasets import IGNORE, open_dataset
+from ddsm_deploy.errors import ConfigError
+from ddsm_deploy.evaluate.accuracy import at_size, match_classes
 from ddsm_deploy.evaluate.layers import LayersOptions, LayersResult, check_layers, compare_layers, written_precision
 from ddsm_deploy.evaluate.pair import Model, Pair, Side, describe
 from ddsm_deploy.evaluate.pictures import Comparison, check_picture_name, draw_comparison, write_picture
-from ddsm_deploy.images import SUFFIXES, Labels, read_image
+from ddsm_deploy.frames import Frame, FrameList, frames_in, frames_of
+from ddsm_deploy.images import read_image
 from ddsm_deploy.parity import BOUNDARY, ParityBudget, ParityMeter, ParityResult
 
 MAX_CHANGED = {"fp32": 0.1, "fp16": 1.0, "bf16": 1.0, "int8": 5.0, "int8+fp16": 5.0, "int8+bf16": 5.0}
@@ -101,21 +101,6 @@ class VerifyResult(ParityResult):
         return {**super().fields(), "layers": None if self.layers is None else self.layers.fields()}
 
 
-@dataclasses.dataclass(frozen=True)
-class Frame:
-    """One frame to compare on.
-
-    Attributes:
-        name: its path below the data's folder.
-        path: its file.
-        index: its place in the data set; -1 without one.
-    """
-
-    name: str
-    path: Path
-    index: int = -1
-
-
 def verify(
     a: Model = None,
     b: Model = None,
@@ -141,7 +126,7 @@ def verify(
         BackendError: a backend is missing or can't do what was asked.
     """
     options = _given(options)
-    frames, dataset = find_frames(options)
+    frames = find_frames(options)
     by_name = {frame.name: frame for frame in frames}
 
     def step(text: str) -> Callable[[int, int], None]:
@@ -154,10 +139,10 @@ def verify(
     with Pair(*sides, threads=options.threads) as pair:
         if options.layers is not None:
             check_layers(pair.a, pair.b)  # before the work, not after it
-        result = compare_pair(pair, frames, dataset, options, progress=step("frames"))
+        result = compare_pair(pair, frames, options, progress=step("frames"))
         worst = [by_name[name] for name, _ in result.worst]
         if options.picture is not None:
-            rows = [_comparison(pair, frame, dataset) for frame in worst]
+            rows = [_comparison(pair, frame, frames.classes) for frame in worst]
             write_picture(options.picture, draw_comparison(rows, a=result.a, b=result.b))
         if options.layers is not None:
             images = [(frame.name, read_image(frame.path)) for frame in worst[: options.layers.frames]]
@@ -170,8 +155,7 @@ def verify(
 
 def compare_pair(
     pair: Pair,
-    frames: list[Frame],
-    dataset: Dataset | None,
+    frames: FrameList,
     options: VerifyOptions,
     *,
     progress: Callable[[int, int], None] | None = None,
@@ -183,11 +167,11 @@ def compare_pair(
             f"a limit for logits needs models that give them, and {lacking} does not; export with --logits"
         )
     classes = pair.a.spec.classes
-    to_model = truth_table(classes, dataset)
+    to_model = truth_table(classes, frames.classes)
     meter = ParityMeter(classes, boundary=options.boundary, keep_worst=options.keep_worst)
     for done, frame in enumerate(frames, start=1):
         first, second, logits = pair.predict(read_image(frame.path))
-        truth = None if dataset is None else to_model[dataset.labels(frame.index)]
+        truth = None if frame.labels is None else to_model[frame.labels()]
         size = first.mask.shape if truth is None else truth.shape
         masks = (at_size(segmentation.mask, size) for segmentation in (first, second))
         meter.update(*masks, truth=truth, logits=logits, name=frame.name)
@@ -199,48 +183,40 @@ def compare_pair(
     return VerifyResult(**fields, a=pair.names[0], b=pair.names[1])
 
 
-def find_frames(options: VerifyOptions) -> tuple[list[Frame], Dataset | None]:
-    """The frames to compare on, in the order of their paths, and the data set that they come from.
+def find_frames(options: VerifyOptions) -> FrameList:
+    """The frames to compare on, in the order of their paths.
 
     Raises:
         ConfigError: an unknown kind of data set.
         InputError: there is nothing to compare on.
     """
-    root, dataset = options.data, None
     if options.dataset is not None:
-        dataset = open_dataset(options.dataset, root, options.split)
-        frames = [Frame(_name(sample.image, root), sample.image, i) for i, sample in enumerate(dataset.samples)]
+        frames = frames_of(open_dataset(options.dataset, options.data, options.split), options.data)
     else:
-        frames = [Frame(_name(path, root), path) for path in _images(root)]
-    if options.images is not None and options.images < len(frames):
-        picks = np.linspace(0, len(frames) - 1, options.images).round().astype(int)
-        frames = [frames[index] for index in picks]
-    return frames, dataset
+        frames = frames_in(options.data)
+    return frames if options.images is None else frames.spread(options.images)
 
 
-def truth_table(classes: tuple[str, ...], dataset: Dataset | None) -> npt.NDArray[np.uint8]:
-    """Table from the data set's class ids, and `IGNORE`, to the model's, by name; of no use without a data set.
+def truth_table(classes: tuple[str, ...], data_classes: tuple[str, ...]) -> npt.NDArray[np.uint8]:
+    """Table from a data set's class ids, and `IGNORE`, to the model's, by name: 256 entries.
+
+    Args:
+        classes: the model's.
+        data_classes: the data set's; none without labels, and the table is of no use then.
 
     Raises:
         InputError: they have different classes.
     """
     table = np.full(256, IGNORE, np.uint8)
-    if dataset is not None:
-        table[match_classes(classes, dataset.classes.names)] = np.arange(len(classes), dtype=np.uint8)
+    if data_classes:
+        table[match_classes(classes, data_classes)] = np.arange(len(classes), dtype=np.uint8)
     return table
 
 
-def at_size(mask: Labels, size: tuple[int, ...]) -> Labels:
-    """The mask at another height and width, by nearest neighbour."""
-    if mask.shape == size:
-        return mask
-    return np.asarray(cv2.resize(mask, (size[1], size[0]), interpolation=cv2.INTER_NEAREST_EXACT), dtype=np.uint8)
-
-
-def _comparison(pair: Pair, frame: Frame, dataset: Dataset | None) -> Comparison:
+def _comparison(pair: Pair, frame: Frame, classes: tuple[str, ...]) -> Comparison:
     image = read_image(frame.path)
     first, second, _ = pair.predict(image)
-    truth = None if dataset is None else truth_table(first.classes, dataset)[dataset.labels(frame.index)]
+    truth = None if frame.labels is None else truth_table(first.classes, classes)[frame.labels()]
     size = first.mask.shape if truth is None else truth.shape
     first, second = (dataclasses.replace(s, mask=at_size(s.mask, size)) for s in (first, second))
     return Comparison(name=frame.name, image=image, a=first, b=second, truth=truth)
@@ -250,18 +226,3 @@ def _given(options: VerifyOptions | None) -> VerifyOptions:
     if options is None:
         raise ConfigError("nothing to compare on; give VerifyOptions(data=...)")
     return options
-
-
-def _images(root: Path) -> Iterator[Path]:
-    if root.is_file():
-        return iter([root])
-    if not root.is_dir():
-        raise InputError(f"{root}: no such file or folder")
-    found = sorted(path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
-    if not found:
-        raise InputError(f"{root}: a folder without images; looked for {' '.join(sorted(SUFFIXES))}")
-    return iter(found)
-
-
-def _name(path: Path, root: Path) -> str:
-    return path.relative_to(root).as_posix() if path != root else path.name

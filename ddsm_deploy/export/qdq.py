@@ -193,7 +193,7 @@ class _Writer:
 
     def _weight(self, node: NodeProto) -> str:
         name = node.input[1]
-        if f"{name}.dq" not in {made.output[0] for group in self.before.values() for made in group}:
+        if f"{name}.q" not in self.stored:  # else another convolution reads the same weight
             weight = numpy_helper.to_array(self.stored[name]).astype(np.float32)
             scale = weight_scales(weight, self.largest, half=self.scheme.half_scales)
             shaped = scale.reshape(-1, *[1] * (weight.ndim - 1))

@@ -11,8 +11,9 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from ddsm_deploy.errors import BackendError, BackendMissing, ConfigError, InputError
-from ddsm_deploy.images import SUFFIXES, read_image
+from ddsm_deploy.errors import BackendError, BackendMissing, ConfigError
+from ddsm_deploy.frames import evenly, frames_in
+from ddsm_deploy.images import read_image
 from ddsm_deploy.parity import ParityBudget, ParityMeter, ParityResult
 from ddsm_deploy.spec import ModelSpec
 
@@ -39,14 +40,8 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
     """
     found: list[Path] = []
     for path in paths:
-        if not path.exists():
-            raise InputError(f"{path}: no such file or folder")
-        inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
-        if not inside:
-            raise InputError(f"{path}: a folder without images; expected files such as .png or .jpg")
-        found.extend(inside)
-    picks = np.linspace(0, len(found) - 1, min(len(found), MAX_IMAGES)).round().astype(int)
-    return [found[i] for i in picks]
+        found.extend(frame.path for frame in frames_in(path))
+    return list(evenly(found, MAX_IMAGES))
 
 
 def load_images(paths: Sequence[Path], spec: ModelSpec) -> list[Array]:

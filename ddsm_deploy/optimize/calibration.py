@@ -23,8 +23,8 @@ from ddsm_deploy.errors import ConfigError, InputError
 from ddsm_deploy.export.onnxgraph import Graph, save_graph, value_bytes, with_outputs
 from ddsm_deploy.export.qdq import Range, calibrated_tensors
 from ddsm_deploy.files import replacing
+from ddsm_deploy.frames import FrameList
 from ddsm_deploy.images import read_image
-from ddsm_deploy.optimize.pictures import Pictures
 from ddsm_deploy.runtime.segmenter import Segmenter
 from ddsm_deploy.spec import ModelSpec
 
@@ -43,7 +43,7 @@ Progress = Callable[[str, int, int], None]
 def ranges_of(
     graph: Graph,
     spec: ModelSpec,
-    pictures: Pictures,
+    frames: FrameList,
     *,
     method: str = "percentile",
     percentile: float = 99.99,
@@ -56,11 +56,11 @@ def ranges_of(
     Args:
         graph: a `plain_graph`, float32.
         spec: of the model.
-        pictures: to calibrate on.
+        frames: to calibrate on.
         method: ``minmax`` (all values), ``percentile`` (all but the outermost on either side), or ``entropy`` (the
             threshold that loses least information, by Kullback and Leibler's measure as TensorRT has it).
         percentile: share of the values that ``percentile`` keeps on each side, per cent, above 50.
-        fingerprint: of the pictures and the model, for the cache.
+        fingerprint: of the frames and the model, for the cache.
         threads: of the inferences.
         progress: see `Progress`.
 
@@ -77,7 +77,7 @@ def ranges_of(
     place = cache_folder() / "calibration" / f"{key}.json"
     kept = _read_cache(place, names)
     if kept is None:
-        kept = _measure(graph, spec, pictures, names, percentile, threads, progress)
+        kept = _measure(graph, spec, frames, names, percentile, threads, progress)
         _write_cache(place, kept)
     return {name: (low, high) for name, (low, high) in kept[method].items()}
 
@@ -85,7 +85,7 @@ def ranges_of(
 def _measure(
     graph: Graph,
     spec: ModelSpec,
-    pictures: Pictures,
+    frames: FrameList,
     names: list[str],
     percentile: float,
     threads: int | None,
@@ -96,13 +96,13 @@ def _measure(
     for number, group in enumerate(groups):
         values: dict[str, list[npt.NDArray[np.float32]]] = {name: [] for name in group}
         ends: dict[str, Range] = {}
-        for done, outputs in enumerate(_outputs(graph, spec, pictures, group, threads), start=1):
+        for done, outputs in enumerate(_outputs(graph, spec, frames, group, threads), start=1):
             for name, array in outputs.items():
                 low, high = ends.get(name, (np.inf, -np.inf))
                 ends[name] = (min(low, float(array.min())), max(high, float(array.max())))
                 values[name].append(_sampled(array))
             if progress:
-                progress("calibrating", number * len(pictures) + done, len(groups) * len(pictures))
+                progress("calibrating", number * len(frames) + done, len(groups) * len(frames))
         for name in group:
             every = np.concatenate(values[name])
             kept["minmax"][name] = ends[name]
@@ -114,7 +114,7 @@ def _measure(
 
 
 def _outputs(
-    graph: Graph, spec: ModelSpec, pictures: Pictures, names: list[str], threads: int | None
+    graph: Graph, spec: ModelSpec, frames: FrameList, names: list[str], threads: int | None
 ) -> Iterator[dict[str, npt.NDArray[Any]]]:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "open.onnx"
@@ -124,8 +124,8 @@ def _outputs(
         with Segmenter(
             open_engine(artifact, "onnxruntime", options), spec, fit="stretch", size=_size(spec), choice=""
         ) as segmenter:
-            for entry in pictures.entries:
-                yield segmenter.infer(segmenter.prepare(read_image(entry.path)))
+            for frame in frames:
+                yield segmenter.infer(segmenter.prepare(read_image(frame.path)))
 
 
 def _size(spec: ModelSpec) -> tuple[int, int]:

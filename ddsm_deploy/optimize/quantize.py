@@ -18,8 +18,9 @@ from ddsm_deploy.export.fp16 import to_fp16
 from ddsm_deploy.export.onnxgraph import Graph, load_graph, plain_graph, save_graph
 from ddsm_deploy.export.qdq import SCHEMES, WEIGHT_BITS, Layer, layers
 from ddsm_deploy.files import replacing, writing
+from ddsm_deploy.frames import FrameList
 from ddsm_deploy.optimize.calibration import METHODS, Progress, ranges_of
-from ddsm_deploy.optimize.pictures import Frames, Pictures, check_pictures
+from ddsm_deploy.optimize.material import Material, check_frames
 from ddsm_deploy.optimize.sensitivity import Judge, Search, Searcher, search
 from ddsm_deploy.parity import ParityBudget, ParityResult
 from ddsm_deploy.runtime.segmenter import Segmenter
@@ -161,7 +162,7 @@ class QuantizeReport:
 def quantize(
     model: str | Path | Artifact | None,
     output: str | Path,
-    pictures: Pictures,
+    frames: FrameList,
     options: QuantizeOptions,
     *,
     progress: Progress | None = None,
@@ -171,7 +172,7 @@ def quantize(
     Args:
         model: an ONNX file, a bundle or a shipped name; its float32 ONNX file is taken.
         output: the ONNX file to write.
-        pictures: to choose calibration, search and check images from; frames like those that the model will see, best
+        frames: to choose calibration, search and check images from; frames like those that the model will see, best
             with labels and not those that its accuracy is judged on later.
         options: how.
         progress: called with what is going on, how much of it is done, and how much there is.
@@ -191,8 +192,8 @@ def quantize(
         raise ArtifactError(
             f"{source}: written in {artifact.spec.precision}; quantize the float32 file it was made from"
         )
-    calibration = pictures.spread(options.images)
-    doubts = check_pictures(calibration, artifact.spec)
+    calibration = frames.spread(options.images)
+    doubts = check_frames(calibration, artifact.spec)
     graph = plain_graph(load_graph(source))
     every = layers(graph)
     fingerprint = calibration.fingerprint()
@@ -216,11 +217,11 @@ def quantize(
             ),
             scheme=SCHEMES[options.target],
             weight_bits=options.weight_bits,
-            judge=Judge(Frames(segmenter, calibration.spread(SEARCH_FRAMES)), segmenter),
+            judge=Judge(Material(segmenter, calibration.spread(SEARCH_FRAMES)), segmenter),
             backend=JUDGES[options.target],
             threads=options.threads,
         )
-        labelled = bool(pictures.classes)
+        labelled = bool(frames.classes)
         found = search(
             searcher, options.budget(labelled=labelled, share=AIM), always=options.sensitivity, progress=progress
         )
@@ -228,7 +229,7 @@ def quantize(
         if options.fp16:
             result = to_fp16(result)
         spec = _spec(artifact.spec, source, options, calibration, fingerprint, found, len(every))
-        parity, checked_on = _checked(result, spec, temporary, segmenter, pictures, calibration, options)
+        parity, checked_on = _checked(result, spec, temporary, segmenter, frames, calibration, options)
         if not parity and not options.force:
             raise GateError(
                 f"{output}: not written, for on {parity.images} images {'; '.join(parity.failures)}; "
@@ -264,19 +265,19 @@ def _checked(
     spec: ModelSpec,
     file: Path,
     segmenter: Segmenter,
-    pictures: Pictures,
-    calibration: Pictures,
+    frames: FrameList,
+    calibration: FrameList,
     options: QuantizeOptions,
 ) -> tuple[ParityResult, str]:
     """The file as it will be, on frames that it was not calibrated on, where there are some."""
-    others = pictures.without(calibration)
-    chosen = (others if len(others) >= SEARCH_FRAMES else pictures).spread(CHECK_FRAMES)
+    others = frames.without(calibration)
+    chosen = (others if len(others) >= SEARCH_FRAMES else frames).spread(CHECK_FRAMES)
     with writing(file):
         save_graph(graph, file, spec)
     artifact = Artifact(spec.name, spec, {"onnx": file})
     backend = "openvino" if options.fp16 else JUDGES[options.target]  # onnxruntime can't run the mixed form on CPUs
-    judge = Judge(Frames(segmenter, chosen), segmenter)
-    budget = options.budget(labelled=bool(pictures.classes))
+    judge = Judge(Material(segmenter, chosen), segmenter)
+    budget = options.budget(labelled=bool(frames.classes))
     try:
         parity = judge.file(artifact, backend, threads=options.threads, budget=budget)
     except BackendError as exc:
@@ -288,7 +289,7 @@ def _spec(
     spec: ModelSpec,
     source: Path,
     options: QuantizeOptions,
-    calibration: Pictures,
+    calibration: FrameList,
     fingerprint: str,
     found: Search,
     count: int,

@@ -14,7 +14,7 @@ from ddsm_deploy.engines import EngineOptions, open_engine
 from ddsm_deploy.export.onnxgraph import Graph, save_graph
 from ddsm_deploy.export.qdq import Layer, Range, Scheme, insert_qdq
 from ddsm_deploy.images import Labels
-from ddsm_deploy.optimize.pictures import Frames
+from ddsm_deploy.optimize.material import Material
 from ddsm_deploy.parity import ParityBudget, ParityMeter, ParityResult
 from ddsm_deploy.runtime.segmenter import Segmenter
 from ddsm_deploy.spec import ModelSpec
@@ -63,14 +63,14 @@ class Judge:
     """Runs forms of one model over the same frames, and compares their masks with the float model's.
 
     Args:
-        frames: to run on; at least one.
+        material: to run on; at least one image.
         segmenter: of the float model.
     """
 
-    def __init__(self, frames: Frames, segmenter: Segmenter) -> None:
-        self._frames = frames
+    def __init__(self, material: Material, segmenter: Segmenter) -> None:
+        self._material = material
         self._segmenter = segmenter
-        self._reference = [self._mask(segmenter.infer(image)["mask"], i) for i, image in enumerate(frames.inputs)]
+        self._reference = [self._mask(segmenter.infer(image)["mask"], i) for i, image in enumerate(material.inputs)]
 
     def file(
         self,
@@ -90,10 +90,10 @@ class Judge:
         engine = open_engine(artifact, backend, EngineOptions(threads=threads, precision=precision, outputs=("mask",)))
         try:
             name = engine.inputs[0].name
-            for index, image in enumerate(self._frames.inputs):
+            for index, image in enumerate(self._material.inputs):
                 mask = self._mask(engine.run({name: image})["mask"], index)
-                truth = self._frames.labels[index] if self._frames.labels else None
-                meter.update(self._reference[index], mask, truth=truth, name=self._frames.names[index])
+                truth = self._material.labels[index] if self._material.labels else None
+                meter.update(self._reference[index], mask, truth=truth, name=self._material.names[index])
         finally:
             engine.close()
         return meter.result(budget)
@@ -109,9 +109,9 @@ class Judge:
 
     def _mask(self, raw: np.ndarray, index: int) -> Labels:
         """At the size of the labels, where there are any: that is where accuracy is counted."""
-        if not self._frames.labels:
+        if not self._material.labels:
             return np.asarray(raw[0], dtype=np.uint8)
-        return self._segmenter.finish({"mask": raw}, self._frames.labels[index].shape).mask
+        return self._segmenter.finish({"mask": raw}, self._material.labels[index].shape).mask
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

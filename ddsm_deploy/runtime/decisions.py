@@ -84,7 +84,7 @@ class Trial:
         """One phrase with its figures."""
         figures = [] if self.ms is None else [f"{self.ms:.1f} ms"]
         if self.verdict == CHOSEN:
-            figures += [] if self.changed is None else [f"{self.changed:.2f} % of pixels changed"]
+            figures += [] if self.changed is None else [f"{self.changed:.2f} % of the pixels unlike fp32's"]
             return f"{self.label()} ({', '.join(figures)})"
         if self.verdict == SLOWER:
             return f"{self.label()} {self.reason or 'slower'} ({', '.join(figures)})"

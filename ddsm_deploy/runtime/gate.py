@@ -1,8 +1,8 @@
 """The gate of the automatic choice: whether a candidate's masks are near enough to the float32 reference's.
 
 A few frames must do, and not even of the user's camera, so the yardstick is the reference itself: how many pixels
-change class when each pixel of the frame is off by up to `NOISE_LEVELS` of 255. On frames that a network knows that is
-under a per cent; on those where its best two classes lie close together it is more, and so is what rounding changes.
+change class when each pixel of the frame is off by up to `NOISE_LEVELS` of 255. On frames that a network knows they are
+few; where its best two classes lie close together they are more, and so are those that rounding changes.
 """
 
 from __future__ import annotations

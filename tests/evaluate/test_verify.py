@@ -14,9 +14,10 @@ from colour_data import COUNT, expected_iou, random_map, write_classes, write_co
 from colour_graph import write_colour_model
 from onnx import TensorProto, helper
 
+from ddsm_deploy.datasets import open_dataset
 from ddsm_deploy.engines import available_precisions
 from ddsm_deploy.errors import ArtifactError, BackendError, ConfigError, InputError
-from ddsm_deploy.evaluate.verify import MAX_CHANGED, Frame, VerifyOptions, find_frames, verify
+from ddsm_deploy.evaluate.verify import MAX_CHANGED, VerifyOptions, find_frames, verify
 from ddsm_deploy.onnxfile import read_spec
 from ddsm_deploy.spec import METADATA_KEY, PRECISIONS
 
@@ -216,21 +217,27 @@ def test_torch_runs_at_the_size_of_the_file(
 
 
 def test_frames_are_evenly_spaced(data: Path) -> None:
-    frames, dataset = find_frames(VerifyOptions(data=data, dataset="folder", images=3))
-    assert dataset is not None
-    assert frames == [Frame(f"images/{i}.png", data / "images" / f"{i}.png", i) for i in (0, 2, 4)]
-    frames, dataset = find_frames(VerifyOptions(data=FRAMES, images=100))
-    assert dataset is None
+    frames = find_frames(VerifyOptions(data=data, dataset="folder", images=3))
+    dataset = open_dataset("folder", data, "val")
+    assert frames.classes == dataset.classes.names
+    assert [(frame.name, frame.path) for frame in frames] == [
+        (f"images/{i}.png", data / "images" / f"{i}.png") for i in (0, 2, 4)
+    ]
+    for frame, index in zip(frames, (0, 2, 4), strict=True):
+        assert frame.labels is not None
+        np.testing.assert_array_equal(frame.labels(), dataset.labels(index))
+    frames = find_frames(VerifyOptions(data=FRAMES, images=100))
+    assert not frames.classes
     assert [frame.name for frame in frames] == [f"street_{i}.jpg" for i in range(6)]
-    (frame,), _ = find_frames(VerifyOptions(data=FRAMES / "street_3.jpg"))
-    assert frame.name == "street_3.jpg"
+    (frame,) = find_frames(VerifyOptions(data=FRAMES / "street_3.jpg"))
+    assert frame.name == "street_3.jpg" and frame.labels is None
 
 
 @pytest.mark.parametrize(
     ("options", "error", "words"),
     [
         ({"data": "nowhere"}, InputError, "nowhere: no such file or folder"),
-        ({"data": "empty"}, InputError, "empty: a folder without images"),
+        ({"data": "empty"}, InputError, "empty: no image there"),
         ({"data": "empty", "dataset": "folder"}, InputError, "classes.json: can't be read"),
         ({"data": "empty", "dataset": "voc"}, ConfigError, "data set kind is 'voc'"),
         ({}, ConfigError, "A and B are one and the same, right.onnx on onnxruntime fp32"),

@@ -28,7 +28,7 @@ def test_folders_are_searched_and_thinned_evenly(tmp_path: Path) -> None:
 
 
 def test_nothing_to_compare_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="a folder without images"):
+    with pytest.raises(InputError, match="no image there"):
         find_images([tmp_path])
     with pytest.raises(InputError, match="no such file or folder"):
         find_images([tmp_path / "missing"])

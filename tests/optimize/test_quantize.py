@@ -17,8 +17,8 @@ from ddsm_deploy.artifact import resolve
 from ddsm_deploy.datasets import open_dataset
 from ddsm_deploy.engines import EngineOptions, open_engine
 from ddsm_deploy.errors import ArtifactError, BackendError, ConfigError, GateError, InputError
+from ddsm_deploy.frames import FrameList, frames_of
 from ddsm_deploy.images import read_image
-from ddsm_deploy.optimize.pictures import Pictures, from_dataset
 from ddsm_deploy.optimize.quantize import JUDGES, TARGETS, QuantizeOptions, QuantizeReport, quantize
 from ddsm_deploy.runtime.segmenter import Segmenter
 from ddsm_deploy.spec import sha256_of
@@ -31,32 +31,32 @@ LOOSE = {
 
 
 @pytest.fixture(scope="module")
-def pictures(scenes: Path) -> Pictures:
-    return from_dataset(open_dataset("folder", scenes, ""))
+def frames(scenes: Path) -> FrameList:
+    return frames_of(open_dataset("folder", scenes, ""))
 
 
 @pytest.fixture(scope="module", params=TARGETS)
 def report(
     request: pytest.FixtureRequest,
     tiny_onnx: Path,
-    pictures: Pictures,
+    frames: FrameList,
     tmp_path_factory: pytest.TempPathFactory,
     need,
 ) -> QuantizeReport:
     for module in ("onnxruntime", JUDGES[request.param]):
         need(module)
     output = tmp_path_factory.mktemp("int8") / f"{request.param}.onnx"
-    return quantize(tiny_onnx, output, pictures, QuantizeOptions(target=request.param, images=8, **LOOSE))
+    return quantize(tiny_onnx, output, frames, QuantizeOptions(target=request.param, images=8, **LOOSE))
 
 
-def test_the_record_says_how_it_was_made(report: QuantizeReport, tiny_onnx: Path, pictures: Pictures) -> None:
+def test_the_record_says_how_it_was_made(report: QuantizeReport, tiny_onnx: Path, frames: FrameList) -> None:
     artifact = resolve(report.path)
     facts = artifact.spec.provenance
     assert artifact.spec == report.spec
     assert (artifact.spec.precision, artifact.target) == ("int8", facts["target"])
     assert facts["float_sha256"] == sha256_of(tiny_onnx)
     assert facts["calibration.images"] == "8"
-    assert facts["calibration.sha256"] == pictures.spread(8).fingerprint()
+    assert facts["calibration.sha256"] == frames.spread(8).fingerprint()
     assert facts["calibration.method"] == "percentile 99.99"
     assert facts["quantized"] == f"{len(report.search.quantized)} of {report.layers} convolutions"
     assert float(facts["parity.changed"]) == pytest.approx(report.parity.changed, abs=0.01)
@@ -72,9 +72,9 @@ def test_what_is_left_out_is_float_in_the_file(report: QuantizeReport) -> None:
     assert len(report.search.quantized) + len(report.search.kept) == report.layers
 
 
-def test_parity_is_measured_on_other_frames(report: QuantizeReport, pictures: Pictures, tiny_onnx: Path) -> None:
+def test_parity_is_measured_on_other_frames(report: QuantizeReport, frames: FrameList, tiny_onnx: Path) -> None:
     """The same comparison, made here by hand."""
-    others = pictures.without(pictures.spread(8))
+    others = frames.without(frames.spread(8))
     assert report.parity.images == len(others) == 16
     different = pixels = 0
     backend = JUDGES[report.spec.provenance["target"]]
@@ -82,7 +82,7 @@ def test_parity_is_measured_on_other_frames(report: QuantizeReport, pictures: Pi
         Segmenter.open(tiny_onnx, backend=backend) as whole,
         open_engine(resolve(report.path), backend, EngineOptions()) as engine,  # type: ignore[attr-defined]
     ):
-        for entry in others.entries:
+        for entry in others:
             image = whole.prepare(read_image(entry.path))
             want, got = whole.infer(image)["mask"], engine.run({"image": image})["mask"]
             # the labels are larger than the network's input, and masks are compared at their size
@@ -95,17 +95,17 @@ def test_parity_is_measured_on_other_frames(report: QuantizeReport, pictures: Pi
     assert report.parity.miou_a is not None and report.parity.miou_a > 30
 
 
-def test_the_same_again_gives_the_same_bytes(report: QuantizeReport, tiny_onnx: Path, pictures: Pictures) -> None:
+def test_the_same_again_gives_the_same_bytes(report: QuantizeReport, tiny_onnx: Path, frames: FrameList) -> None:
     again = report.path.with_name("again.onnx")
     options = QuantizeOptions(target=report.spec.provenance["target"], images=8, **LOOSE)
-    assert quantize(tiny_onnx, again, pictures, options).sha256 == report.sha256
+    assert quantize(tiny_onnx, again, frames, options).sha256 == report.sha256
 
 
-def test_fp16_beside_int8(tiny_onnx: Path, pictures: Pictures, tmp_path: Path, need) -> None:
+def test_fp16_beside_int8(tiny_onnx: Path, frames: FrameList, tmp_path: Path, need) -> None:
     for module in ("onnxruntime", "openvino"):
         need(module)
     options = QuantizeOptions(target="tensorrt", fp16=True, images=8, **LOOSE)
-    report = quantize(tiny_onnx, tmp_path / "mixed.onnx", pictures, options)
+    report = quantize(tiny_onnx, tmp_path / "mixed.onnx", frames, options)
     assert report.spec.precision == "int8+fp16"
     assert report.checked_on == "openvino int8"
     with pytest.raises(BackendError, match="openvino runs it"):  # it would give other classes
@@ -114,27 +114,27 @@ def test_fp16_beside_int8(tiny_onnx: Path, pictures: Pictures, tmp_path: Path, n
         assert segmenter.precision in ("int8", "int8+fp16")  # what really runs: few CPUs compute in float16
 
 
-def test_what_fails_the_budget_is_not_written(tiny_onnx: Path, pictures: Pictures, tmp_path: Path, need) -> None:
+def test_what_fails_the_budget_is_not_written(tiny_onnx: Path, frames: FrameList, tmp_path: Path, need) -> None:
     need("onnxruntime")
     output = tmp_path / "strict.onnx"
     fine = {"target": "onnxruntime", "images": 2, "changed": 0.0, "miou_drop": 0.0}
     keep_none = QuantizeOptions(**fine)
     try:
-        report = quantize(tiny_onnx, output, pictures, keep_none)
+        report = quantize(tiny_onnx, output, frames, keep_none)
     except GateError as exc:
         assert "not written" in str(exc) and "changed class" in str(exc)
         assert not output.exists() and list(tmp_path.iterdir()) == []
-        forced = quantize(tiny_onnx, output, pictures, QuantizeOptions(**fine, force=True))
+        forced = quantize(tiny_onnx, output, frames, QuantizeOptions(**fine, force=True))
         assert output.exists() and not forced.parity
         assert float(forced.spec.provenance["parity.changed"]) > 0
     else:  # the search found layers enough to leave out: then nothing at all may have changed
         assert report.parity.changed == 0.0
 
 
-def test_named_layers_are_kept(tiny_onnx: Path, pictures: Pictures, tmp_path: Path, need) -> None:
+def test_named_layers_are_kept(tiny_onnx: Path, frames: FrameList, tmp_path: Path, need) -> None:
     need("onnxruntime")
     options = QuantizeOptions(target="onnxruntime", images=4, keep=("head.*", "fusions.0.*"), **LOOSE)
-    report = quantize(tiny_onnx, tmp_path / "kept.onnx", pictures, options)
+    report = quantize(tiny_onnx, tmp_path / "kept.onnx", frames, options)
     model = onnx.load(report.path)
     made = {n.output[0] for n in model.graph.node if n.op_type == "DequantizeLinear"}
     floats = [n.input[1] for n in model.graph.node if n.op_type == "Conv" and n.input[1] not in made]
@@ -142,7 +142,7 @@ def test_named_layers_are_kept(tiny_onnx: Path, pictures: Pictures, tmp_path: Pa
     assert sum(name.startswith("network.fusions.0.") for name in floats) > 5
     with pytest.raises(ConfigError, match="which no layer is called"):
         quantize(
-            tiny_onnx, tmp_path / "x.onnx", pictures, QuantizeOptions(target="onnxruntime", images=4, keep=("neck",))
+            tiny_onnx, tmp_path / "x.onnx", frames, QuantizeOptions(target="onnxruntime", images=4, keep=("neck",))
         )
 
 
@@ -160,16 +160,16 @@ def test_options_that_do_not_fit() -> None:
 
 
 def test_inputs_that_do_not_fit(
-    report: QuantizeReport, tiny_checkpoint: Path, pictures: Pictures, tmp_path: Path
+    report: QuantizeReport, tiny_checkpoint: Path, frames: FrameList, tmp_path: Path
 ) -> None:
     outlier = write_outlier_model(tmp_path / "m.onnx", size=(8, 12))
     options = QuantizeOptions(target="onnxruntime", images=4)
     with pytest.raises(ArtifactError, match="written in int8; quantize the float32 file"):
-        quantize(report.path, tmp_path / "x.onnx", pictures, options)
+        quantize(report.path, tmp_path / "x.onnx", frames, options)
     with pytest.raises(ArtifactError, match="ddsm export"):
-        quantize(tiny_checkpoint, tmp_path / "x.onnx", pictures, options)
+        quantize(tiny_checkpoint, tmp_path / "x.onnx", frames, options)
     with pytest.raises(InputError, match="expected at least 2"):
-        quantize(outlier, tmp_path / "x.onnx", pictures.spread(1), options)
+        quantize(outlier, tmp_path / "x.onnx", frames.spread(1), options)
 
 
 def test_the_command(tiny_onnx: Path, scenes: Path, tmp_path: Path, need) -> None:

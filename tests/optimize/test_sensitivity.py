@@ -12,8 +12,9 @@ from outlier_graph import write_outlier_model
 from ddsm_deploy.artifact import resolve
 from ddsm_deploy.export.onnxgraph import load_graph, plain_graph
 from ddsm_deploy.export.qdq import SCHEMES, layers
+from ddsm_deploy.frames import frames_in
 from ddsm_deploy.optimize.calibration import ranges_of
-from ddsm_deploy.optimize.pictures import Frames, from_folder
+from ddsm_deploy.optimize.material import Material
 from ddsm_deploy.optimize.plot import plot_sensitivity
 from ddsm_deploy.optimize.quantize import JUDGES
 from ddsm_deploy.optimize.sensitivity import Judge, Search, Searcher, search
@@ -36,17 +37,17 @@ def searcher(request: pytest.FixtureRequest, need, tmp_path_factory: pytest.Temp
         cv2.imwrite(str(folder / "images" / f"{index}.png"), rng.integers(0, 256, (*SIZE, 3), dtype=np.uint8))
     artifact = resolve(write_outlier_model(folder / "model.onnx", size=SIZE))
     graph = plain_graph(load_graph(folder / "model.onnx"))
-    pictures = from_folder(folder / "images")
+    frames = frames_in(folder / "images")
     segmenter = Segmenter.open(artifact, backend=backend)
     request.addfinalizer(segmenter.close)
     return Searcher(
         graph=graph,
         spec=artifact.spec.replace(precision="int8"),
         layers=layers(graph),
-        ranges=ranges_of(graph, artifact.spec, pictures, method="minmax", fingerprint=str(folder)),
+        ranges=ranges_of(graph, artifact.spec, frames, method="minmax", fingerprint=str(folder)),
         scheme=SCHEMES[request.param],
         weight_bits=8,
-        judge=Judge(Frames(segmenter, pictures), segmenter),
+        judge=Judge(Material(segmenter, frames), segmenter),
         backend=backend,
         threads=1,
     )

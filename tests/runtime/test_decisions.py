@@ -59,7 +59,7 @@ def test_it_is_kept_and_found_again(decision: Decision, tmp_path: Path) -> None:
 
 def test_it_says_which_and_why(decision: Decision) -> None:
     others = ["onnxruntime fp32 slower (9.0 ms)", "openvino int8 passed over: wrong", "torch not tried"]
-    chosen = "openvino bf16 (4.0 ms, 0.50 % of pixels changed)"
+    chosen = "openvino bf16 (4.0 ms, 0.50 % of the pixels unlike fp32's)"
     assert decision.text(now=True).split("; ") == [f"{chosen}, measured now", *others]
     tuned = dataclasses.replace(decision, tuned=True)
     assert tuned.text(now=False).split("; ") == [f"{chosen}, tuned earlier (2026-01-01)", *others]
