@@ -76,8 +76,9 @@ def build_engine(
 ) -> BuildReport:
     """Builds an engine and writes it with its record, both whole or not at all.
 
-    The same model, options and TensorRT-RTX give the same bytes of both files if the sizes are fixed, and mostly if
-    they are open. TensorRT chooses kernels by timing them, so its engines may differ from build to build.
+    The same model, options and TensorRT-RTX give the same bytes of both files if the sizes are fixed. With open height
+    and width they may not, as the record then says: the builder numbers sizes by memory addresses. TensorRT chooses
+    kernels by timing them, so its engines may differ from build to build.
 
     Args:
         model: an ONNX file, a bundle, a shipped model's name, or what `resolve` made of one.
@@ -294,7 +295,7 @@ def _option_notes(options: BuildOptions) -> list[str]:
     notes = []
     if options.target == "tensorrt-rtx" and options.profile is not None:
         notes.append(
-            "TensorRT-RTX orders parts of an engine with open sizes by chance: another build may have other bytes"
+            "TensorRT-RTX numbers the open sizes inside an engine by chance: another build may have other bytes"
         )
     if options.dla_core is not None:
         notes.append(

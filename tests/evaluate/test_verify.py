@@ -17,6 +17,7 @@ from onnx import TensorProto, helper
 from ddsm_deploy.datasets import open_dataset
 from ddsm_deploy.engines import available_precisions
 from ddsm_deploy.errors import ArtifactError, BackendError, ConfigError, InputError
+from ddsm_deploy.evaluate.layers import LayersOptions
 from ddsm_deploy.evaluate.verify import MAX_CHANGED, VerifyOptions, find_frames, verify
 from ddsm_deploy.onnxfile import read_spec
 from ddsm_deploy.spec import METADATA_KEY, PRECISIONS
@@ -76,6 +77,17 @@ def test_the_same_quantization_read_rightly_passes(backend: str, shipped: Path, 
     assert result, result.failures
     assert result.budget.changed == 5
     assert 0 < result.changed < 5  # it is another function after all
+
+
+def test_the_layer_where_a_misread_quantization_starts_is_found(shipped: Path, made, need) -> None:
+    """The floor for INT8 is high, so that a right file stays below it: the layer named may lie a few behind."""
+    need("onnxruntime")
+    options = VerifyOptions(data=FRAMES, images=1, layers=LayersOptions())
+    right, wrong = (verify(shipped, made(name), options).layers for name in ("uint8", "uint8 read as int8"))
+    assert right is not None and right.first is None
+    assert wrong is not None and wrong.first is not None
+    convolutions = [node.name for node in onnx.load(shipped).graph.node if node.op_type == "Conv"]
+    assert wrong.first.node in convolutions[:5]
 
 
 def test_every_precision_has_a_budget() -> None:

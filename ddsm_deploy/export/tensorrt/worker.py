@@ -67,9 +67,10 @@ def main() -> None:
 def _fix_addresses() -> None:
     """Starts this program over with memory addresses that are the same in every run, where the system allows that.
 
-    TensorRT-RTX 1.7.1 orders parts of an engine with open sizes by the addresses of its own objects, so that no two
-    builds had the same bytes. With this, and with the environment that `builder` gives, most have; engines of fixed
-    sizes have in any case. Containers may forbid it: seccomp filters often leave this call of Linux out.
+    TensorRT-RTX 1.7.1 numbers the open sizes inside an engine by the addresses of its own objects, so that no two
+    builds had the same bytes. With this, and with the environment that `builder` gives, those with an open batch have;
+    with open height and width many still differ, one thread or several. Engines of fixed sizes are equal in any case.
+    Containers may forbid it: seccomp filters often leave this call of Linux out.
     """
     if sys.platform != "linux":
         return
