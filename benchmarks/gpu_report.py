@@ -6,6 +6,10 @@ It runs the tests that are marked `gpu`, builds the shipped model for this GPU a
 that is installed, runs each engine beside the float32 model on images, times it, and writes `report.md` and, beside
 it, `report.json`. What fails becomes a line of the report, and the rest goes on.
 
+With TensorRT it also builds engines that sample in the project's own CUDA kernel, a plugin that is experimental, and
+sets them beside those that sample with GridSample. A model without such nodes is exported anew, by torch, if it has a
+checkpoint.
+
 A model without an INT8 form for TensorRT is calibrated on the same images; give it frames like those it will see.
 Exit code: 0 all well, 1 something could not be run or a test failed, 3 an engine is further from float32 than allowed.
 """
@@ -31,12 +35,14 @@ from ddsm_deploy.errors import BackendError, DdsmError
 from ddsm_deploy.evaluate.benchmark import BenchOptions, bench
 from ddsm_deploy.evaluate.machine import machine_facts
 from ddsm_deploy.frames import frames_in
+from ddsm_deploy.onnxfile import read_spec
 from ddsm_deploy.optimize.build import BuildOptions, build_engine
 from ddsm_deploy.optimize.buildoptions import PRECISIONS
 from ddsm_deploy.optimize.quantize import QuantizeOptions, quantize
 
 REPO = Path(__file__).parent.parent
 TARGETS = ("tensorrt", "tensorrt-rtx")
+PLUGIN_PRECISIONS = ("fp32", "fp16")
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -45,6 +51,7 @@ class Row:
 
     target: str
     precision: str
+    sampling: str = "portable"
     error: str = ""
     build_s: float | None = None
     mb: float | None = None
@@ -72,7 +79,7 @@ def main() -> int:
     result: dict[str, Any] = {"gpu": str(gpu), "libraries": {t.backend: t.version for t in targets}}
     result["machine"] = machine_facts()
     result["tests"] = {"skipped": "by --no-tests"} if options.no_tests else _tests(say)
-    rows = _rows(gpu, targets, options, say)
+    rows, result["plugin"] = _rows(gpu, targets, options, say)
     result["rows"] = [dataclasses.asdict(row) for row in rows]
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(markdown(result), encoding="utf-8")
@@ -89,20 +96,45 @@ def exit_code(result: dict[str, Any]) -> int:
     return 3 if any(row["within"] is False for row in result["rows"]) else 0
 
 
-def _rows(gpu: Gpu, targets: list[BackendStatus], options: argparse.Namespace, say: Callable[[str], None]) -> list[Row]:
-    rows = []
-    with tempfile.TemporaryDirectory() as folder:
-        model = _with_int8(resolve(options.model), Path(folder), options, say)
-        for status in targets:
-            for precision in options.precision or PRECISIONS:
-                row = Row(target=status.backend, precision=precision)
-                say(f"{row.target} {row.precision}")
-                try:
-                    _fill(row, model, gpu, Path(folder), options)
-                except DdsmError as exc:
-                    row.error = str(exc)
-                rows.append(row)
-    return rows
+def _rows(
+    gpu: Gpu, targets: list[BackendStatus], options: argparse.Namespace, say: Callable[[str], None]
+) -> tuple[list[Row], dict[str, str]]:
+    """All engines, and why none of them has the plugin, where none has."""
+    precisions = options.precision or PRECISIONS
+    rows = [Row(target=status.backend, precision=precision) for status in targets for precision in precisions]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        plain = resolve(options.model)
+        model = _with_int8(plain, folder, options, say)
+        fused, reason = _fused(plain, folder, targets)
+        if fused is not None:
+            able = [precision for precision in PLUGIN_PRECISIONS if precision in precisions]
+            rows += [Row(target="tensorrt", precision=precision, sampling="fused") for precision in able]
+        for row in rows:
+            say(f"{row.target} {row.precision} {row.sampling}")
+            try:
+                _fill(row, fused if fused is not None and row.sampling == "fused" else model, gpu, folder, options)
+            except DdsmError as exc:
+                row.error = str(exc)
+    return rows, {"skipped": reason} if reason else {}
+
+
+def _fused(model: Artifact, folder: Path, targets: list[BackendStatus]) -> tuple[Artifact | None, str]:
+    """The model with sampling nodes that can become the plugin, or None and why."""
+    if all(status.backend != "tensorrt" for status in targets):
+        return None, "tensorrt is not installed here, and tensorrt-rtx takes no plugin from Python"
+    if "onnx" in model.files and read_spec(model.file("onnx")).provenance.get("sampling") == "fused":
+        return model, ""
+    if importlib.util.find_spec("torch") is None or "checkpoint" not in model.files:
+        return None, f"{model.name} must be exported anew for it, and torch or its checkpoint is missing"
+    from ddsm_deploy.export import ExportOptions, export_onnx
+
+    path = folder / "fused.onnx"
+    try:
+        export_onnx(model.file("checkpoint"), path, ExportOptions(sampling="fused"))
+    except DdsmError as exc:
+        return None, str(exc)
+    return resolve(path), ""
 
 
 def _with_int8(model: Artifact, folder: Path, options: argparse.Namespace, say: Callable[[str], None]) -> Artifact:
@@ -122,10 +154,11 @@ def _with_int8(model: Artifact, folder: Path, options: argparse.Namespace, say: 
 
 
 def _fill(row: Row, model: Artifact, gpu: Gpu, folder: Path, options: argparse.Namespace) -> None:
-    engine = folder / f"{row.target}.{row.precision}.engine"
+    engine = folder / f"{row.target}.{row.precision}.{row.sampling}.engine"
     build = BuildOptions(
         target=row.target,
         precision=row.precision,
+        sampling=row.sampling,
         compute_capabilities=(gpu.compute_capability,) if row.target == "tensorrt-rtx" else (),
         images=(options.images,),
         force=True,  # a failure is to be seen in the report
@@ -173,8 +206,8 @@ def markdown(result: dict[str, Any]) -> str:
         "Changed: per cent of the pixels whose class is not that of the float32 model on a CPU. Times in ms from image "
         "to mask, one image at a time; infer: the engine with both copies.",
         "",
-        "| target | precision | build s | MB | changed % | within | p50 | p99 | infer | FPS | layers |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| target | precision | sampling | build s | MB | changed % | within | p50 | p99 | infer | FPS | layers |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in result["rows"]:
         figures = [_figure(row[key], digits) for key, digits in (("build_s", 0), ("mb", 1), ("changed", 2))]
@@ -183,6 +216,7 @@ def markdown(result: dict[str, Any]) -> str:
         cells = [
             row["target"],
             row["precision"],
+            row["sampling"],
             *figures,
             within,
             *times,
@@ -190,10 +224,30 @@ def markdown(result: dict[str, Any]) -> str:
             row["layers"] or "–",
         ]
         lines.append(f"| {' | '.join(cells)} |")
-    lines += ["", *(f"- {row['target']} {row['precision']}: {row['error']}" for row in result["rows"] if row["error"])]
+    failed = [row for row in result["rows"] if row["error"]]
+    lines += ["", *(f"- {row['target']} {row['precision']} {row['sampling']}: {row['error']}" for row in failed)]
+    lines += ["", *_plugin_lines(result)]
     if tests.get("exit_code"):
         lines += ["", "```", *tests.get("output", "").splitlines()[-60:], "```"]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _plugin_lines(result: dict[str, Any]) -> list[str]:
+    """The plugin beside GridSample, a line a precision; or why it was not tried."""
+    title = "Sampling in the project's own CUDA kernel (a TensorRT plugin, experimental)"
+    if "skipped" in result["plugin"]:
+        return [f"{title}: skipped, {result['plugin']['skipped']}."]
+    rows = {(row["precision"], row["sampling"]): row for row in result["rows"] if row["target"] == "tensorrt"}
+    lines = []
+    for (precision, sampling), row in rows.items():
+        other = rows.get((precision, "portable"))
+        if sampling == "fused" and other is not None and row["infer_ms"] and other["infer_ms"]:
+            ratio = row["infer_ms"] / other["infer_ms"]
+            lines.append(
+                f"- {precision}: infer {row['infer_ms']:.2f} ms, {ratio:.2f} of the {other['infer_ms']:.2f} ms with "
+                f"GridSample; changed {_figure(row['changed'], 2)} % and {_figure(other['changed'], 2)} %"
+            )
+    return [f"{title}{':' if lines else ': no figures.'}", "", *lines]
 
 
 def _figure(value: float | None, digits: int) -> str:

@@ -82,6 +82,8 @@ class EngineRecord:
         layers: kind of layer -> type of its input -> how many, as the builder's log tells.
         options: what was asked of the builder.
         versions: of the other packages.
+        sampling: how the engine samples: ``fused`` (the project's own kernel), ``portable`` (GridSample) or ``gather``;
+            empty in records that are older than the word.
         parity: figures of the graph beside the float32 one, and what was run for them.
         notes: what a user should know, a sentence each.
     """
@@ -101,6 +103,7 @@ class EngineRecord:
     layers: Mapping[str, Mapping[str, int]]
     options: Mapping[str, Any]
     versions: Mapping[str, str]
+    sampling: str = ""
     parity: Mapping[str, str]
     notes: tuple[str, ...] = ()
 
@@ -252,11 +255,15 @@ def rebuild_line(record: EngineRecord, path: Path, **changes: str) -> str:
     options = {"target": record.target, "precision": record.spec.precision}
     if record.target == "tensorrt-rtx":
         options["compute-capability"] = " --compute-capability ".join(record.compute_capabilities)
+    if record.sampling == "fused":
+        options["sampling"] = record.sampling
     if record.profiles:
         sizes = next(iter(record.profiles.values()))
         shapes = (sizes.min, sizes.opt, sizes.max)
         options["profile"] = ":".join("x".join(map(str, shape[:3])) for shape in shapes)  # the 3 channels go unsaid
     options |= changes
+    if options["target"] == "tensorrt-rtx":  # it has no other way than this
+        options.pop("sampling", None)
     flags = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in options.items() if value)
     source = record.options.get("source") or "MODEL"
     return f"ddsm build {source} {flags} -o {path.name}"

@@ -16,6 +16,9 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from ddsm_deploy.errors import ArtifactError
 from ddsm_deploy.spec import METADATA_KEY, ModelSpec
 
+SAMPLING_DOMAIN, SAMPLING_OP = "ddsm", "DynamicSampleAttention"
+"""The node of a fused file: its operator set, and its name there (see `export.sampling_function`)."""
+
 MAX_FIELDS = 300_000
 """Fields walked before a file is refused: thirty times what the default network has, and a bound on the time taken."""
 

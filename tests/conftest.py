@@ -175,6 +175,18 @@ def tiny_onnx(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory, n
 
 
 @pytest.fixture(scope="session")
+def tiny_fused(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory, need) -> Path:
+    """As `tiny_onnx`, with fused sampling."""
+    for module in ("onnx", "onnxscript", "onnxruntime"):
+        need(module)
+    from ddsm_deploy.export import ExportOptions, export_onnx
+
+    path = tmp_path_factory.mktemp("tiny-fused") / "fused.onnx"
+    export_onnx(tiny_checkpoint, path, ExportOptions(sampling="fused"))
+    return path
+
+
+@pytest.fixture(scope="session")
 def tiny_files(
     tiny_checkpoint: Path, tiny_onnx: Path, scenes: Path, tmp_path_factory: pytest.TempPathFactory, need
 ) -> dict[str, Path]:

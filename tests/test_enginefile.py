@@ -185,6 +185,18 @@ def test_what_tensorrt_itself_allows(options: dict, version: str, compute_capabi
     assert (problem == "") is fits
 
 
+def test_how_an_engine_samples() -> None:
+    fields = json.loads(record(sampling="fused").to_json())
+    assert EngineRecord.from_json(json.dumps(fields), source="x").sampling == "fused"
+    del fields["sampling"]  # as older versions wrote it
+    assert EngineRecord.from_json(json.dumps(fields), source="x").sampling == ""
+    own = record(target="tensorrt", profiles={}, options={}, sampling="fused")
+    flags = "--target tensorrt --precision fp16 --sampling"
+    assert rebuild_line(own, Path("b.engine")) == f"ddsm build MODEL {flags} fused -o b.engine"
+    assert rebuild_line(own, Path("b.engine"), sampling="portable") == f"ddsm build MODEL {flags} portable -o b.engine"
+    assert "--sampling" not in rebuild_line(own, Path("b.engine"), target="tensorrt-rtx")
+
+
 def test_the_rebuild_line_names_what_the_target_has() -> None:
     own = dataclasses.replace(record(), target="tensorrt", profiles={}, options={})
     assert rebuild_line(own, Path("a/b.engine")) == "ddsm build MODEL --target tensorrt --precision fp16 -o b.engine"

@@ -29,7 +29,8 @@ def report(need) -> ModuleType:
 
 def row(**fields: Any) -> dict[str, Any]:
     plain = dict.fromkeys(("build_s", "mb", "changed", "within", "p50_ms", "p99_ms", "infer_ms", "fps"))
-    return {"target": "tensorrt", "precision": "fp16", "error": "", "layers": "", **plain, **fields}
+    named = {"target": "tensorrt", "precision": "fp16", "sampling": "portable"}
+    return {**named, "error": "", "layers": "", **plain, **fields}
 
 
 RESULT: dict[str, Any] = {
@@ -51,6 +52,7 @@ RESULT: dict[str, Any] = {
         ),
         row(precision="int8", error="it stopped"),
     ],
+    "plugin": {"skipped": "there is no checkpoint"},
 }
 
 
@@ -73,12 +75,39 @@ def test_the_report_people_read(report: ModuleType) -> None:
     text = report.markdown(RESULT)
     assert "NVIDIA RTX A2000 (compute capability 86, driver for CUDA 13.0); tensorrt 10.13.3.9; a CPU, Linux" in text
     assert "Tests marked `gpu`: 12 passed (exit code 0)." in text
-    assert "| tensorrt | fp16 | 41 | 9.3 | 0.03 | yes | 1.23 | 2.00 | 0.90 | 800 | 90 Conv Half |" in text
-    assert "| tensorrt | int8 | – | – | – | – | – | – | – | – | – |" in text
-    assert "- tensorrt int8: it stopped" in text
+    assert "| tensorrt | fp16 | portable | 41 | 9.3 | 0.03 | yes | 1.23 | 2.00 | 0.90 | 800 | 90 Conv Half |" in text
+    assert "| tensorrt | int8 | portable | – | – | – | – | – | – | – | – | – |" in text
+    assert "- tensorrt int8 portable: it stopped" in text
+    assert "own CUDA kernel (a TensorRT plugin, experimental): skipped, there is no checkpoint.\n" in text
     assert "```" not in text
     failed = RESULT | {"tests": {"exit_code": 1, "summary": "1 failed", "output": "FAILED test_x"}}
     assert "FAILED test_x" in report.markdown(failed)
+
+
+def test_the_plugin_stands_beside_grid_sample(report: ModuleType) -> None:
+    fused = row(sampling="fused", changed=0.04, infer_ms=0.63)
+    text = report.markdown(RESULT | {"rows": [*RESULT["rows"], fused], "plugin": {}})
+    assert "| tensorrt | fp16 | fused |" in text
+    # 0.63 of 0.9 ms
+    assert "- fp16: infer 0.63 ms, 0.70 of the 0.90 ms with GridSample; changed 0.04 % and 0.03 %" in text
+    broken = row(sampling="fused", error="the plugin stopped")
+    text = report.markdown(RESULT | {"rows": [*RESULT["rows"], broken], "plugin": {}})
+    assert "- tensorrt fp16 fused: the plugin stopped" in text
+    assert "experimental): no figures." in text
+
+
+def test_why_there_is_no_plugin(report: ModuleType, tmp_path: Path, colour_onnx: Path) -> None:
+    from ddsm_deploy.artifact import resolve
+    from ddsm_deploy.engines import BackendStatus
+
+    rtx, tensorrt = (BackendStatus(name, True, version="1") for name in ("tensorrt-rtx", "tensorrt"))
+    assert report._fused(resolve(colour_onnx), tmp_path, [rtx]) == (
+        None,
+        "tensorrt is not installed here, and tensorrt-rtx takes no plugin from Python",
+    )
+    model, why = report._fused(resolve(colour_onnx), tmp_path, [rtx, tensorrt])
+    assert model is None
+    assert why == f"{colour_onnx.stem} must be exported anew for it, and torch or its checkpoint is missing"
 
 
 def test_exit_codes(report: ModuleType) -> None:

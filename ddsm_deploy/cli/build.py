@@ -22,6 +22,9 @@ def build(
         typer.Option("-o", "--output", help="The engine to write.", show_default="MODEL.PRECISION.TARGET.engine"),
     ] = None,
     precision: Annotated[str | None, typer.Option(help="fp32, fp16, int8 or int8+fp16; else the model's own.")] = None,
+    sampling: Annotated[
+        str, typer.Option(help="portable, or fused: tensorrt only, our kernel as a plugin, experimental.")
+    ] = "portable",
     compute_capability: Annotated[
         list[str] | None,
         typer.Option(help="tensorrt-rtx: of the GPUs, as 86; repeatable.", show_default="80, 86, 89, 120"),
@@ -69,6 +72,7 @@ def build(
     options = BuildOptions(
         target=target,
         precision=precision,
+        sampling=sampling,
         compute_capabilities=tuple(compute_capability or ()),
         workspace=workspace,
         profile=None if profile is None else parse_profile(profile),
@@ -106,6 +110,7 @@ def _summary(report: BuildReport) -> str:
     where = ", ".join(record.compute_capabilities) or "this GPU"
     text = (
         f"{report.path}: {record.bytes / 1e6:.1f} MB, {record.target} {record.version}, {record.spec.precision}, "
+        f"sampling {record.sampling}, "
         f"compute capability {where}{f', {sizes}' if sizes else ''}; {', '.join(counts) or 'layers not known'}; "
         f"made in {report.seconds:.0f} s. Graph: {record.parity['graph']}"
     )

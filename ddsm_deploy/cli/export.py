@@ -21,7 +21,8 @@ def export(
     size: Annotated[str | None, typer.Option(help="HEIGHTxWIDTH of the input; else the checkpoint's.")] = None,
     dynamic: Annotated[str, typer.Option(help="Axes left open: none, batch, or batch,size (slow to export).")] = "none",
     sampling: Annotated[
-        str, typer.Option(help="portable (GridSample), or gather for runtimes without it.")
+        str,
+        typer.Option(help="portable (GridSample), fused (our own node, with GridSample as its body), or gather."),
     ] = "portable",
     logits: Annotated[bool, typer.Option("--logits", help="Give the logits too, float32 N×K×H×W.")] = False,
     confidence: Annotated[bool, typer.Option("--confidence", help="Give the confidence too, uint8 N×H×W.")] = False,

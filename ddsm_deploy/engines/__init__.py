@@ -11,14 +11,17 @@ import importlib.metadata
 import importlib.util
 import sys
 
+from ddsm_deploy import kernels
 from ddsm_deploy.artifact import Artifact
-from ddsm_deploy.engines.base import BaseEngine, Engine, EngineOptions, TensorInfo
+from ddsm_deploy.enginefile import read_record
+from ddsm_deploy.engines.base import SAMPLINGS, BaseEngine, Engine, EngineOptions, TensorInfo, graph_sampling
 from ddsm_deploy.errors import BackendError, BackendMissing, ConfigError
 from ddsm_deploy.spec import PRECISIONS
 
 __all__ = [
     "BACKENDS",
     "FILE_KINDS",
+    "SAMPLINGS",
     "BackendStatus",
     "Engine",
     "EngineOptions",
@@ -27,6 +30,7 @@ __all__ = [
     "open_engine",
     "possible_precisions",
     "runs_at",
+    "samples",
     "select",
     "usable_backends",
 ]
@@ -174,6 +178,20 @@ def available_precisions(backend: str) -> tuple[str, ...]:
         BackendMissing: it is not installed.
     """
     return _engine_class(backend).precisions()
+
+
+def samples(backend: str, part: Artifact) -> tuple[str, str]:
+    """How a backend samples one file where nothing is asked for, and why no better. Loads the kernels, no runtime.
+
+    Raises:
+        ArtifactError: it is an engine, and damaged.
+    """
+    if FILE_KINDS[backend] == "engine":
+        return read_record(part.file("engine")).sampling or "portable", ""
+    problem = kernels.status().reason
+    if backend == "torch":
+        return ("portable", problem) if problem else ("fused", "")
+    return graph_sampling(backend, part, EngineOptions(), problem=problem)
 
 
 def usable_backends() -> list[BackendStatus]:

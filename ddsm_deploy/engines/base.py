@@ -19,6 +19,8 @@ Array = npt.NDArray[Any]
 
 PROVIDERS = ("cpu", "cuda", "tensorrt")
 HINTS = ("latency", "throughput")
+SAMPLINGS = ("fused", "portable")
+"""How a fused file can be asked to sample."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,6 +49,8 @@ class EngineOptions:
         precision: what the arithmetic must run at, any of `PRECISIONS`; None is the precision of the model's own graph.
         threads: threads of one inference; None leaves it to the runtime. On torch it counts for the whole process.
         outputs: names of the outputs wanted; None is all that the graph has (torch: the mask alone).
+        sampling: how dynamic sampling must run: ``fused``, on the package's own kernels, or ``portable``, as standard
+            operators. None is fused where file and backend allow, and else as the file is written.
         provider: onnxruntime only: ``cpu``, ``cuda`` or ``tensorrt``.
         spinning: onnxruntime only: whether idle worker threads spin, quicker alone and harmful to what runs beside it;
             None leaves it to the runtime.
@@ -57,6 +61,7 @@ class EngineOptions:
     precision: str | None = None
     threads: int | None = None
     outputs: tuple[str, ...] | None = None
+    sampling: str | None = None
     provider: str = "cpu"
     spinning: bool | None = None
     streams: int | None = None
@@ -65,6 +70,7 @@ class EngineOptions:
     def __post_init__(self) -> None:
         for name, value, allowed in (
             ("precision", self.precision, PRECISIONS),
+            ("sampling", self.sampling, SAMPLINGS),
             ("provider", self.provider, PROVIDERS),
             ("hint", self.hint, HINTS),
         ):
@@ -81,7 +87,7 @@ class EngineOptions:
             ConfigError: one of the others is set.
         """
         for field in dataclasses.fields(self):
-            if field.name in ("precision", "threads", "outputs", *allowed):
+            if field.name in ("precision", "threads", "outputs", "sampling", *allowed):
                 continue
             if getattr(self, field.name) != field.default:
                 raise ConfigError(f"{backend} has no option {field.name!r} (it is {getattr(self, field.name)!r})")
@@ -93,12 +99,16 @@ class Engine(Protocol):
     Attributes:
         backend: ``torch``, ``onnxruntime`` or ``openvino``.
         precision: what really runs.
+        sampling: how dynamic sampling really runs: ``fused``, ``portable`` or ``gather``.
+        sampling_note: why it runs no better than that, where a user should know; else empty.
         inputs: names, types and shapes taken.
         outputs: names, types and shapes given.
     """
 
     backend: str
     precision: str
+    sampling: str
+    sampling_note: str
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
 
@@ -127,13 +137,15 @@ class BaseEngine(abc.ABC):
 
     backend: str
     precision: str
+    sampling: str
+    sampling_note: str = ""
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
     _closed: bool = False
 
     @abc.abstractmethod
     def __init__(self, artifact: Artifact, options: EngineOptions) -> None:
-        """Loads the model; sets `precision`, `inputs` and `outputs`."""
+        """Loads the model; sets `precision`, `sampling`, `inputs` and `outputs`."""
 
     @classmethod
     def precisions(cls) -> tuple[str, ...]:
@@ -233,6 +245,41 @@ def graph_precision(backend: str, artifact: Artifact, options: EngineOptions) ->
             f"{backend} runs {artifact.name} at {written}, as its graph is written, not at {options.precision}"
         )
     return written
+
+
+def graph_sampling(backend: str, artifact: Artifact, options: EngineOptions, *, problem: str) -> tuple[str, str]:
+    """How a backend samples that runs a graph as it is written, except that a fused one has two ways.
+
+    Args:
+        backend: named in messages.
+        artifact: the file; its record says how it is written.
+        options: what is asked for.
+        problem: why the backend can't use the fused kernels here, with the cure; empty where it can.
+
+    Returns:
+        What is to be the engine's `sampling` and `sampling_note`.
+
+    Raises:
+        BackendError: another way was asked for than there is.
+    """
+    written = written_sampling(artifact)
+    if written != "fused":
+        if options.sampling not in (None, written):
+            raise BackendError(
+                f"{artifact.name} is written with {written} sampling, so {backend} can't sample {options.sampling}; "
+                "export it with --sampling fused, which runs fused and portable"
+            )
+        return written, ""
+    if options.sampling == "portable":
+        return "portable", ""
+    if problem and options.sampling == "fused":
+        raise BackendError(f"{backend} can't sample fused: {problem}")
+    return ("portable", problem) if problem else ("fused", "")
+
+
+def written_sampling(artifact: Artifact) -> str:
+    """How an ONNX file is written: ``fused``, ``portable`` or ``gather``."""
+    return artifact.spec.provenance.get("sampling", "portable")
 
 
 def _shape_text(shape: tuple[int | None, ...]) -> str:

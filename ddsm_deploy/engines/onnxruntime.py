@@ -8,8 +8,17 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
+from ddsm_deploy import kernels
 from ddsm_deploy.artifact import Artifact
-from ddsm_deploy.engines.base import Array, BaseEngine, EngineOptions, TensorInfo, choose_outputs, graph_precision
+from ddsm_deploy.engines.base import (
+    Array,
+    BaseEngine,
+    EngineOptions,
+    TensorInfo,
+    choose_outputs,
+    graph_precision,
+    graph_sampling,
+)
 from ddsm_deploy.errors import ArtifactError, BackendError, BackendMissing
 
 _PROVIDERS = {
@@ -37,7 +46,8 @@ class OnnxRuntimeEngine(BaseEngine):
                 "or take the int8 file"
             )
         self.provider = options.provider
-        self._session: Any = _open_session(str(artifact.file("onnx")), options)
+        self.sampling, self.sampling_note = graph_sampling(self.backend, artifact, options, problem=_problem(options))
+        self._session: Any = _open_session(str(artifact.file("onnx")), options, fused=self.sampling == "fused")
         self.inputs = tuple(map(_info, self._session.get_inputs()))
         self.outputs = choose_outputs(self.backend, tuple(map(_info, self._session.get_outputs())), options.outputs)
         self._names = [info.name for info in self.outputs]
@@ -56,7 +66,14 @@ class OnnxRuntimeEngine(BaseEngine):
         self._session = None
 
 
-def _open_session(path: str, options: EngineOptions) -> Any:
+def _problem(options: EngineOptions) -> str:
+    """Why the fused kernels can't be used; empty where they can."""
+    if options.provider != "cpu":
+        return f"the kernels are for CPUs, and the provider is {options.provider}; leave out one of the two"
+    return kernels.status().reason
+
+
+def _open_session(path: str, options: EngineOptions, *, fused: bool) -> Any:
     wanted = _PROVIDERS[options.provider]
     if wanted[0] not in ort.get_available_providers():
         raise BackendMissing("onnxruntime", extra="gpu", why=f"the installed build has no {wanted[0]}")
@@ -74,6 +91,8 @@ def _open_session(path: str, options: EngineOptions) -> Any:
         settings.intra_op_num_threads = options.threads
     if options.spinning is not None:
         settings.add_session_config_entry("session.intra_op.allow_spinning", str(int(options.spinning)))
+    if fused:
+        _register_kernels(settings)
     try:
         session = ort.InferenceSession(path, settings, providers=wanted)
     except Exception as exc:  # its errors share no base class below Exception
@@ -86,6 +105,14 @@ def _open_session(path: str, options: EngineOptions) -> Any:
             f"onnxruntime could not start {wanted[0]} and would run on {active}; check NVIDIA's driver, CUDA and cuDNN"
         )
     return session
+
+
+def _register_kernels(settings: Any) -> None:
+    """Gives a session the fused operator; it goes before the function of the same name that the file carries."""
+    try:
+        settings.register_custom_ops_library(str(kernels.library_path()))
+    except Exception as exc:  # its errors share no base class below Exception
+        raise BackendError(f"onnxruntime does not take the fused kernels: {_first_line(exc)}") from exc
 
 
 def _info(node: Any) -> TensorInfo:

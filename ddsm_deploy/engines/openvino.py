@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import queue
-import sys
 from typing import Any
 
 import numpy as np
 
+from ddsm_deploy import kernels
 from ddsm_deploy.artifact import Artifact
-from ddsm_deploy.engines.base import Array, BaseEngine, EngineOptions, TensorInfo, choose_outputs
+from ddsm_deploy.engines.base import Array, BaseEngine, EngineOptions, TensorInfo, choose_outputs, graph_sampling
+from ddsm_deploy.engines.openvino_import import ov
+from ddsm_deploy.engines.openvino_op import SamplingReader, pool_problem
 from ddsm_deploy.errors import ArtifactError, BackendError
 
 _HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}  # our word -> OpenVINO's
@@ -21,26 +23,6 @@ _FLOATS = {  # what a file is written in -> our word for what runs -> the float 
     "int8": {"int8": "fp32", "int8+bf16": "bf16"},
     "int8+fp16": {"int8+fp16": "fp16", "int8": "fp32", "int8+bf16": "bf16"},
 }
-
-
-def _import_quietly() -> Any:
-    """Imports openvino without its telemetry, which otherwise reports the import over the network (seen in 2026.4).
-
-    With the telemetry package out of sight while it loads, OpenVINO takes the stub that it carries for that case. A
-    process that imported openvino before us has made that choice already.
-    """
-    hide = "openvino_telemetry" not in sys.modules
-    if hide:
-        sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
-    try:
-        import openvino
-    finally:
-        if hide:
-            del sys.modules["openvino_telemetry"]
-    return openvino
-
-
-ov = _import_quietly()
 
 
 class OpenVinoEngine(BaseEngine):
@@ -54,6 +36,12 @@ class OpenVinoEngine(BaseEngine):
         core = ov.Core()
         wanted = options.precision or _own_precision(core, artifact.spec.precision)
         float_type = _float_type(core, artifact, wanted)
+        problem = kernels.status().reason
+        self.sampling, self.sampling_note = graph_sampling(self.backend, artifact, options, problem=problem)
+        if self.sampling == "fused" and options.threads != 1:
+            self.sampling_note = pool_problem()
+        reader = SamplingReader(self.sampling, float_type)
+        core.add_extension(reader.extension())
         try:
             model = core.read_model(str(path))
         except RuntimeError as exc:
@@ -65,13 +53,15 @@ class OpenVinoEngine(BaseEngine):
         active = self._compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
         if active != _HINTS[float_type]:
             raise BackendError(f"openvino was asked for {float_type} and chose {active}")
+        reader.compiled()
         self.precision = wanted
         self.inputs = tuple(map(_info, self._compiled.inputs))
         self.outputs = choose_outputs(self.backend, tuple(map(_info, self._compiled.outputs)), options.outputs)
 
-        self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        # with each request the reader, without which it can't sample: a running one may outlive this engine's closing
+        self._requests: queue.SimpleQueue[tuple[Any, SamplingReader] | None] = queue.SimpleQueue()
         for _ in range(self._compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")):
-            self._requests.put(self._compiled.create_infer_request())
+            self._requests.put((self._compiled.create_infer_request(), reader))
 
     @classmethod
     def precisions(cls) -> tuple[str, ...]:
@@ -79,10 +69,11 @@ class OpenVinoEngine(BaseEngine):
         return ("fp32", "bf16") if "BF16" in _capabilities(ov.Core()) else ("fp32",)
 
     def _infer(self, feeds: dict[str, Array]) -> dict[str, Array]:
-        request = self._requests.get()
-        if request is None:  # closed while we waited; told on to the next one who waits
+        taken = self._requests.get()
+        if taken is None:  # closed while we waited; told on to the next one who waits
             self._requests.put(None)
             raise self._closed_error()
+        request, _ = taken
         try:
             request.infer(feeds, share_inputs=True)
             # copied, because the request goes back to the pool and is overwritten by the next call
@@ -90,7 +81,7 @@ class OpenVinoEngine(BaseEngine):
         except RuntimeError as exc:
             raise BackendError(f"openvino failed: {_last_line(exc)}") from exc
         finally:
-            self._requests.put(request)
+            self._requests.put(taken)
 
     def _release(self) -> None:
         with contextlib.suppress(queue.Empty):

@@ -58,6 +58,7 @@ class TensorRtEngine(BaseEngine):
         path = artifact.file("engine")
         self.record = read_engine(path)
         self.precision = graph_precision(self.backend, artifact, options)
+        self.sampling = _sampling(self.record, path, options)
         trt = load_library(self.backend)
         self._logger = _logger(trt)
         self._check_fit(path, trt.__version__, None)  # what needs no GPU to be seen comes first
@@ -261,6 +262,18 @@ def _logger(trt: Any) -> Any:
 def _last_error() -> str:
     said = [error for logger in _LOGGERS.values() for error in logger.errors]
     return said[-1] if said else "no reason was given"
+
+
+def _sampling(record: EngineRecord, path: Path, options: EngineOptions) -> str:
+    """How an engine samples, which its building has decided. A plugin's kernel lies in the engine itself."""
+    built = record.sampling or record.spec.provenance.get("sampling", "portable")
+    wanted = options.sampling
+    if wanted is None or wanted == built:
+        return built
+    cure = "leave open how it is to sample"
+    if record.target == "tensorrt" and built != "gather":
+        cure = f"build another with: {rebuild_line(record, path, sampling=wanted)}"
+    raise BackendError(f"{path} was built with {built} sampling, not {wanted}; {cure}")
 
 
 def _deserialize(trt: Any, logger: Any, record: EngineRecord, path: Path) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from ddsm_deploy import kernels
 from ddsm_deploy.artifact import Artifact
 from ddsm_deploy.engines.base import Array, BaseEngine, EngineOptions, TensorInfo
 from ddsm_deploy.errors import BackendError
@@ -34,6 +35,7 @@ class TorchEngine(BaseEngine):
             raise BackendError(
                 "bf16 on torch needs a CPU with AVX512-BF16, AMX-BF16 or Arm BF16, which this one lacks; use fp32"
             )
+        self.sampling = _sampling(self.precision, options)
         network, _ = load_checkpoint(artifact.file("checkpoint"))
         spec = artifact.spec
         self._module: DeployModule | None = DeployModule(network, spec, outputs=options.outputs or ("mask",)).eval()
@@ -68,6 +70,15 @@ class TorchEngine(BaseEngine):
 
     def _release(self) -> None:
         self._module = None
+
+
+def _sampling(precision: str, options: EngineOptions) -> str:
+    """How torch samples, which the operator decides by itself: on the kernels where there are any for the type."""
+    problem = "they do not take float16" if precision == "fp16" else kernels.status().reason
+    runs = "portable" if problem else "fused"
+    if options.sampling not in (None, runs):
+        raise BackendError(f"torch samples {runs} here, not {options.sampling}{f' ({problem})' if problem else ''}")
+    return runs
 
 
 def _autocast(precision: str) -> torch.autocast:

@@ -12,6 +12,7 @@ Islands, which stay float32:
 - the coordinates of dynamic sampling, from the convolution that predicts offsets to GridSample's grid, or to the
   indices and weights of the form without GridSample: a float16 holds pixel positions above 1024 only to a pixel.
   GridSample's two inputs must be of one type, so it is an island too unless ``grid="fp16"``;
+- fused sampling: its body is written in float32, and so every kernel that stands for it computes;
 - whatever computes shapes.
 """
 
@@ -25,6 +26,8 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from ddsm_deploy.errors import ArtifactError, ConfigError
 from ddsm_deploy.export.onnxgraph import drop_unused, plain_graph, value_types
+from ddsm_deploy.export.sampling_function import OFFSET, is_sampling
+from ddsm_deploy.onnxfile import SAMPLING_OP
 
 GRIDS = ("fp32", "fp16")
 
@@ -46,7 +49,7 @@ _SHAPE_INPUTS = {  # op -> inputs that are shapes, indices or scales: what feeds
     "GatherND": (1,),
     "GatherElements": (1,),
 }
-_LEARNED = {"Conv", "ConvTranspose", "Gemm", "MatMul", "GridSample", "Softmax", "DequantizeLinear"}
+_LEARNED = {"Conv", "ConvTranspose", "Gemm", "MatMul", "GridSample", SAMPLING_OP, "Softmax", "DequantizeLinear"}
 """Where the walk back along coordinates ends: behind these lies the network, not arithmetic on positions."""
 
 
@@ -58,13 +61,17 @@ def to_fp16(model: ModelProto, *, grid: str = "fp32") -> ModelProto:
         grid: type in which GridSample runs, ``fp32`` or ``fp16``; its coordinates are computed in float32 either way.
 
     Raises:
-        ConfigError: no such grid type.
+        ConfigError: no such grid type, or sampling is fused, which has none.
         ArtifactError: the graph has control flow, or is in float16 or bfloat16 already.
     """
     if grid not in GRIDS:
         raise ConfigError(f"grid is {grid!r}; expected {' or '.join(GRIDS)}")
     model = plain_graph(model)
     graph = model.graph
+    if grid != "fp32" and any(map(is_sampling, graph.node)):
+        raise ConfigError(
+            "fused sampling computes in float32; leave the grid at fp32, or export with sampling portable"
+        )
     types = value_types(model)
     if any(kind in (_HALF, TensorProto.BFLOAT16) for kind in types.values()):
         raise ArtifactError("the graph holds float16 already; make the float16 form from the float32 one")
@@ -83,6 +90,7 @@ def _islands(nodes: Iterable[NodeProto], types: dict[str, int], *, grid: str) ->
         if before is not None and nodes[before].op_type == "Resize":
             island.add(before)
     coordinates = _coordinates(nodes, types, maker)
+    island |= {i for i, node in enumerate(nodes) if is_sampling(node)}
     if grid == "fp32":
         island |= {i for i, node in enumerate(nodes) if node.op_type == "GridSample"}
     return island | coordinates
@@ -95,6 +103,8 @@ def _coordinates(nodes: list[NodeProto], types: dict[str, int], maker: dict[str,
     for node in nodes:
         if node.op_type == "GridSample":
             pending.append(node.input[1])
+        elif is_sampling(node):
+            pending.append(node.input[OFFSET])
         pending.extend(node.input[i] for i in _SHAPE_INPUTS.get(node.op_type, ()) if i < len(node.input))
     while pending:
         index = maker.get(pending.pop())

@@ -16,6 +16,7 @@ from torch import nn
 
 from ddsm_deploy.errors import BackendError
 from ddsm_deploy.export.sampling import translation_table
+from ddsm_deploy.export.sampling_function import attach_body
 
 OPSET = 19
 """Opset 20 renames GridSample's modes, and TensorRT's parsers up to 11.1 then sample nearest without a word."""
@@ -71,6 +72,7 @@ def trace(
     _strip(model)
     _lead_with_cast(model)
     _name_axes(model, axes)
+    attach_body(model)
     return model
 
 

@@ -43,11 +43,13 @@ class ExportOptions:
     Attributes:
         size: height and width of the input, pixels, at least 32; None takes the checkpoint's.
         dynamic: ``none`` (one image of one size), ``batch`` (any number of images), or ``batch,size`` (any size too).
-        sampling: ``portable`` (GridSample) or ``gather`` (for runtimes without a right one).
+        sampling: ``portable`` (GridSample), ``fused`` (one node of our own with a body of GridSample, for runtimes with
+            our kernel), or ``gather`` (for runtimes without a right GridSample).
         outputs: any of ``mask``, ``logits``, ``confidence``; the mask is always there.
         channel_order: of the input, ``bgr`` (OpenCV's) or ``rgb``.
         precision: of the graph's arithmetic, ``fp32`` or ``fp16`` (for GPUs; see `fp16.to_fp16`).
-        grid: type in which GridSample runs in an fp16 graph, ``fp32`` or ``fp16``.
+        grid: type in which GridSample runs in an fp16 graph, ``fp32`` or ``fp16``; not for fused sampling, which
+            computes in float32.
         weights: how an fp32 graph stores them, ``fp32`` or ``fp16``; its arithmetic is float32 either way.
         verify: compare the file with torch in the end.
         images: files or folders to compare on; none means synthetic images.
@@ -83,6 +85,10 @@ class ExportOptions:
             raise ConfigError("an fp16 graph stores its weights as float16 anyway; leave the weights at fp32")
         if self.precision == "fp32" and self.grid != "fp32":
             raise ConfigError("the grid's type can be chosen in an fp16 graph alone; ask for precision fp16 too")
+        if self.sampling == "fused" and self.grid != "fp32":
+            raise ConfigError(
+                "fused sampling computes in float32; leave the grid at fp32, or ask for sampling portable"
+            )
         if self.images and not self.verify:
             raise ConfigError("images to verify on were given, but verification is off; drop one of the two")
         object.__setattr__(self, "outputs", ordered_outputs(self.outputs))

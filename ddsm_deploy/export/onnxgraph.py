@@ -13,7 +13,7 @@ from google.protobuf.message import DecodeError
 from onnx import ModelProto, NodeProto, TensorProto, helper, inliner, numpy_helper
 
 from ddsm_deploy.errors import ArtifactError
-from ddsm_deploy.onnxfile import read_spec
+from ddsm_deploy.onnxfile import SAMPLING_DOMAIN, SAMPLING_OP, read_spec
 from ddsm_deploy.spec import METADATA_KEY, ModelSpec
 
 Graph = ModelProto
@@ -79,13 +79,14 @@ def value_bytes(model: ModelProto, names: Iterable[str]) -> dict[str, int | None
 def plain_graph(model: ModelProto) -> ModelProto:
     """A copy with functions inlined, Constant nodes and casts of stored tensors folded, and no control flow.
 
-    So each tensor that is stored is an initializer of the type that its reader sees.
+    So each tensor that is stored is an initializer of the type that its reader sees. Fused sampling stays as it is: one
+    node with its body (see `sampling_function`).
 
     Raises:
         ArtifactError: the graph has control flow.
     """
     copy = ModelProto()
-    copy.CopyFrom(inliner.inline_local_functions(model) if model.functions else model)
+    copy.CopyFrom(_without_functions(model))
     graph = copy.graph
     stored = {tensor.name: tensor for tensor in graph.initializer}
     kept: list[NodeProto] = []
@@ -120,6 +121,13 @@ def value_types(model: ModelProto) -> dict[str, int]:
     for info in (*inferred.value_info, *inferred.input, *inferred.output):
         types[info.name] = info.type.tensor_type.elem_type
     return types
+
+
+def _without_functions(model: ModelProto) -> ModelProto:
+    fused = (SAMPLING_DOMAIN, SAMPLING_OP)
+    if all((function.domain, function.name) == fused for function in model.functions):
+        return model
+    return inliner.inline_selected_functions(model, [fused], exclude=True)
 
 
 def _folded(node: NodeProto, stored: dict[str, TensorProto]) -> np.ndarray | None:

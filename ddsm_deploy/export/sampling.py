@@ -1,8 +1,9 @@
-"""The sampling operator as standard ONNX operators: two forms of the one function in `model/operator.py`.
+"""The sampling operator in ONNX: three forms of the one function in `model/operator.py`.
 
-``portable`` is GridSample-16 (bilinear, zeros, align_corners=0). ``gather`` uses no GridSample at all, for runtimes
-that lack it or compute it wrongly. Both keep coordinates and softmax in float32, take batch and map sizes that are
-static or symbolic, and hold no Einsum, Loop or If. Dimension letters: see `model/operator.py`.
+``portable`` is GridSample-16 (bilinear, zeros, align_corners=0). ``fused`` is one node of our own, whose body
+(`sampling_function`) is the portable form. ``gather`` uses no GridSample at all, for runtimes that lack it or compute
+it wrongly. All keep coordinates and softmax in float32, take batch and map sizes that are static or symbolic, and hold
+no Einsum, Loop or If. Dimension letters: see `model/operator.py`.
 
 The functions are entries for the ``custom_translation_table`` of `torch.onnx.export`: plain Python that calls opset 18,
 at which the exporter works before it converts to the opset asked for.
@@ -16,23 +17,48 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from onnxscript import ir
+from onnx import defs
+from onnxscript import ir, values
 from onnxscript.onnx_opset import opset18 as op
 
 import ddsm_deploy.model.operator  # noqa: F401  registers the operator with torch
+from ddsm_deploy.export.sampling_function import PLUGIN, VERSION
+from ddsm_deploy.onnxfile import SAMPLING_DOMAIN, SAMPLING_OP
 
 Value = Any
 """A tensor of the graph being built; its `shape` holds integers where the size is static."""
 
 Table = dict[Callable[..., Any], Callable[..., Any]]
 
-SAMPLINGS = ("portable", "gather")
+SAMPLINGS = ("portable", "fused", "gather")
 
 
 def translation_table(sampling: str) -> Table:
     """The ``custom_translation_table`` that writes the operator in the form `sampling`, one of `SAMPLINGS`."""
-    form = {"portable": portable, "gather": gather}[sampling]
+    form = {"portable": portable, "fused": fused, "gather": gather}[sampling]
     return {torch.ops.ddsm.dynamic_sample_attention.default: form}
+
+
+def fused(query: Value, key: Value, value: Value, offset: Value) -> Value:
+    """One node, without its body, which is attached to the finished model; shapes as in `dynamic_sample_attention`."""
+    return _node()(query, key, value, offset, samples=offset.shape[1] // 2, **PLUGIN)
+
+
+def _node() -> values.Op:
+    kind, inputs = defs.OpSchema, ("query", "key", "value", "offset")
+    schema = kind(
+        SAMPLING_OP,
+        SAMPLING_DOMAIN,
+        VERSION,
+        inputs=[kind.FormalParameter(name, "T") for name in inputs],
+        outputs=[kind.FormalParameter("result", "T")],
+        type_constraints=[("T", ["tensor(float)"], "")],
+        attributes=[
+            kind.Attribute("samples", kind.AttrType.INT, "N"),
+            *(kind.Attribute(name, kind.AttrType.STRING, "") for name in PLUGIN),
+        ],
+    )
+    return values.Op(values.Opset(SAMPLING_DOMAIN, VERSION), SAMPLING_OP, schema)
 
 
 def portable(query: Value, key: Value, value: Value, offset: Value) -> Value:
@@ -76,6 +102,7 @@ def _grid(offset: Value) -> Value:
     # align_corners=0 puts the centre of pixel i at (2i + 1) / size - 1
     centres = [op.Sub(_divide(op.Add(op.Mul(_steps(s), _floats(2.0)), _floats(1.0)), s), _floats(1.0)) for s in (x, y)]
     pairs = _add_by_axis(pairs, row=centres[1], column=centres[0], row_first=False)
+    pairs = _near(pairs, 2.0)
     width = _ints(offset.shape[3]) if isinstance(offset.shape[3], int) else op.Shape(offset, start=3, end=4)
     target = op.Concat(_ints(_batch(offset), -1), width, _ints(2), axis=0)
     return op.Reshape(op.Transpose(pairs, perm=[0, 1, 3, 4, 2]), target)
@@ -88,6 +115,7 @@ def _corners(offset: Value) -> list[tuple[Value, Value]]:
     one = _floats(1.0)
     position = op.Reshape(offset, _target([batch, n, 2], offset))
     position = _add_by_axis(position, row=_steps(y), column=_steps(x), row_first=True)
+    position = _near(position, 1e6)
     limit = _pair(y, x)
     position = op.Min(op.Max(position, _floats(-1.0)), limit)
     first = op.Min(op.Floor(position), op.Sub(limit, one))
@@ -125,6 +153,15 @@ def _add_by_axis(pairs: Value, *, row: Value, column: Value, row_first: bool) ->
     no_row, no_column = op.Mul(row, _floats(0.0)), op.Mul(column, _floats(0.0))
     rows, columns = ([row, no_row], [no_column, column]) if row_first else ([no_row, row], [column, no_column])
     return op.Add(op.Add(pairs, op.Concat(*rows, axis=0)), op.Concat(*columns, axis=0))
+
+
+def _near(position: Value, limit: float) -> Value:
+    """Positions as they are, but `limit`, which must lie off the map, for those beyond it and for NaN.
+
+    Runtimes differ on what GridSample makes of such: ONNX Runtime overflows and reads some pixel, OpenVINO gives NaN;
+    and no index of a gather can be made of NaN. Clip would not do: ONNX Runtime's lets some NaN pass.
+    """
+    return op.Where(op.Less(op.Abs(position), _scalar(limit)), position, _scalar(limit))
 
 
 def _size(tensor: Value, axis: int) -> Value:

@@ -126,11 +126,9 @@ class SpatialBranch(nn.Module):
     def forward(self, low: Tensor, high: Tensor) -> Tensor:
         """low B×C×H×W, high B×C×h×w -> B×C×H×W."""
         size = low.shape[-2:]
-        split = [self.key_high[0].out_channels, self.value[0].out_channels]
-        # upsampled together: one Resize in the graph instead of two
-        both = resize(torch.cat([self.key_high(high), self.value(high)], 1), size)
-        key_high, value = both.split(split, 1)
-        key = self.key_low(low) + key_high
+        # upsampled one by one: together they would save a Resize and cost a Concat and a Split, which are slower
+        value = resize(self.value(high), size)
+        key = self.key_low(low) + resize(self.key_high(high), size)
         offset = self.offset(F.relu(key))
         query = self.query_position(self.query(low))
         return self.out(dynamic_sample_attention(query, self.key_position(key), value, offset))
@@ -143,6 +141,8 @@ class ChannelBranch(nn.Module):
     unit vectors as values and returns the C×C mixing matrix, which then multiplies `x_h` at its own size: the same
     function as sampling h·w numbers a channel, but with V = C whatever the image size, and `x_h` needs no downsampling.
     The mixture passes a 1×1 convolution whose norm starts at zero, and is added to `x_h` before the one upsampling.
+
+    At inference all of this is linear in `x_h`: mixing, convolution and norm become one C×C matrix an image.
     """
 
     def __init__(self, channels: int, *, pooled: int, samples: int) -> None:
@@ -159,18 +159,28 @@ class ChannelBranch(nn.Module):
         self.register_buffer("units", units, persistent=False)
 
     def forward(self, low: Tensor, high: Tensor) -> Tensor:
-        """low B×C×H×W, high B×C×h×w -> B×C×h×w."""
+        """low B×C×H×W, high B×C×h×w -> high with the branch added, B×C×h×w."""
         b, c, h, w = high.shape
+        mixing = self.mixing(low, high)
+        if self.training:  # the norm wants to see the mixture
+            return high + self.out(torch.matmul(mixing, high.flatten(2)).view(b, c, h, w))
+        conv, norm = self.out
+        scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
+        matrix = torch.matmul(conv.weight.view(c, c) * scale.unsqueeze(1), mixing)
+        shift = (norm.bias - norm.running_mean * scale).view(1, c, 1, 1)
+        # `high` is not put into the matrix as its diagonal: rounded to half precision, one plus little is one
+        return high + (torch.matmul(matrix, high.flatten(2)).view(b, c, h, w) + shift)
+
+    def mixing(self, low: Tensor, high: Tensor) -> Tensor:
+        """low B×C×H×W, high B×C×h×w -> B×C×C: row p weighs the channels of `high` for channel p."""
+        b, c = high.shape[:2]
         pooled_low, pooled_high = area_pool(low, self.pooled), area_pool(high, self.pooled)
         query = self._plane(self.query_norm, self.query(pooled_low))
         key = self._plane(self.key_norm, self.key(torch.cat([pooled_low, pooled_high], 1)))
         offset = self.offset(torch.cat([query, key], 1))
         units = self.units.to(query.dtype).expand(b, -1, -1, -1)
-        mixing = dynamic_sample_attention(
-            query, key, units, offset
-        )  # B×C×√C×√C: column p weighs channels for channel p
-        mixed = torch.matmul(mixing.view(b, c, c).transpose(1, 2), high.flatten(2))
-        return self.out(mixed.view(b, c, h, w))
+        columns = dynamic_sample_attention(query, key, units, offset)  # B×C×√C×√C: column p is for channel p
+        return columns.view(b, c, c).transpose(1, 2)
 
     def _plane(self, norm: nn.LayerNorm, x: Tensor) -> Tensor:
         """B×C×a×a -> B×a²×√C×√C: channels become pixels, each described by its normalised a² entries."""
@@ -192,7 +202,7 @@ class Fusion(nn.Module):
 
     def forward(self, low: Tensor, high: Tensor) -> Tensor:
         """low B×C×H×W, high B×C×h×w -> B×C×H×W."""
-        mixed = high if self.channel is None else high + self.channel(low, high)
+        mixed = high if self.channel is None else self.channel(low, high)
         total = low + resize(mixed, low.shape[-2:])
         if self.spatial is not None:
             total = total + self.spatial(low, high)

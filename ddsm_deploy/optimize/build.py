@@ -19,11 +19,13 @@ from typing import Any
 
 from ddsm_deploy.artifact import Artifact, resolve
 from ddsm_deploy.enginefile import EngineRecord, Profile, record_path, writing_engine
-from ddsm_deploy.errors import ConfigError, GateError
+from ddsm_deploy.errors import BackendMissing, ConfigError, GateError
 from ddsm_deploy.evaluate.verify import MAX_CHANGED
 from ddsm_deploy.export.fp16 import to_fp16
 from ddsm_deploy.export.onnxgraph import Graph, load_graph, save_graph
+from ddsm_deploy.export.sampling_function import inline_sampling
 from ddsm_deploy.export.tensorrt import builder, guard, log
+from ddsm_deploy.export.tensorrt.plugingraph import plugin_graph, sampling_nodes
 from ddsm_deploy.optimize.buildoptions import BuildOptions, check_options, check_profile
 from ddsm_deploy.optimize.graphparity import Side, compare, frames_for
 from ddsm_deploy.parity import ParityBudget, ParityResult
@@ -58,11 +60,16 @@ class BuildReport:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Source:
-    """The graph to build, and where it comes from."""
+    """The graph to build, and where it comes from.
+
+    `graph` is of standard operators alone: it is what is checked and compared, and built where `fused` is None. The
+    latter has nodes for the sampling plugin.
+    """
 
     part: Artifact
     graph: Graph
-    spec: ModelSpec
+    fused: Graph | None
+    spec: ModelSpec  # of `graph`
     converted: bool
     reference: Artifact | None  # the float32 form of the same model; None where there is none
 
@@ -108,14 +115,18 @@ def build_engine(
         save_graph(source.graph, onnx, source.spec)
         parity = _graph_parity(source, onnx, options, output, report)
         outline = guard.Graph(source.graph)
-        job = _job(options, onnx, engine, profiles, outline)
+        spec = source.spec
+        if source.fused is not None:
+            spec = spec.with_provenance(sampling="fused")
+            save_graph(source.fused, onnx, spec)
+        job = _job(options, onnx, engine, profiles, source)
         built = builder.build(job, lambda phase, share: report(f"building: {phase}", share))
         record = EngineRecord(
             sha256=sha256_of(engine),
             bytes=engine.stat().st_size,
             target=options.target,
             version=built.version,
-            spec=source.spec,
+            spec=spec,
             onnx_sha256=sha256_of(source.part.file("onnx")),
             graph_sha256=sha256_of(onnx),
             **_machine(options),
@@ -125,6 +136,7 @@ def build_engine(
             layers=_layers(built, outline),
             options=_asked(options, artifact, model),
             versions=_versions(),
+            sampling=spec.provenance.get("sampling", ""),
             parity=_parity_facts(source, parity, options),
             notes=(*notes, *_layer_notes(built, outline), *_option_notes(options)),
         )
@@ -155,10 +167,14 @@ def _source(artifact: Artifact, options: BuildOptions, model: Any) -> _Source:
     converted = written is None
     if converted:
         graph = to_fp16(graph)
+    spec = part.spec.replace(precision=wanted).with_provenance(target=options.target)
+    if sampling_nodes(graph):
+        spec = spec.with_provenance(sampling="portable")  # what `inline_sampling` makes of them
     return _Source(
         part=part,
-        graph=graph,
-        spec=part.spec.replace(precision=wanted).with_provenance(target=options.target),
+        graph=inline_sampling(graph),
+        fused=plugin_graph(graph) if options.sampling == "fused" else None,
+        spec=spec,
         converted=converted,
         reference=_pick(artifact, "fp32", options),
     )
@@ -183,14 +199,16 @@ def _no_precision(artifact: Artifact, wanted: str, model: Any) -> ConfigError:
 
 
 def _job(
-    options: BuildOptions, onnx: Path, engine: Path, profiles: Mapping[str, Profile], outline: guard.Graph
+    options: BuildOptions, onnx: Path, engine: Path, profiles: Mapping[str, Profile], source: _Source
 ) -> builder.Job:
+    built = source.graph if source.fused is None else source.fused
     return builder.Job(
         target=options.target,
         onnx=onnx,
         engine=engine,
-        sampling=tuple(outline.sampling_modes()),
+        sampling=tuple(guard.Graph(built).sampling_modes()),
         profiles=profiles,
+        plugin=None if source.fused is None else _plugin(source.fused),
         compute_capabilities=options.compute_capabilities,
         workspace=None if options.workspace is None else round(options.workspace * 2**30),
         timing_cache=options.timing_cache,
@@ -199,6 +217,15 @@ def _job(
         dla_core=options.dla_core,
         builder_optimization_level=options.builder_optimization_level,
     )
+
+
+def _plugin(graph: Graph) -> builder.Plugin:
+    if importlib.util.find_spec("cuda") is None:
+        raise BackendMissing("fused sampling", extra="tensorrt", why="no module named 'cuda'")
+    from ddsm_deploy.engines.cuda import require_gpu
+
+    gpu = require_gpu()
+    return builder.Plugin(compute_capability=gpu.compute_capability, driver=gpu.driver, nodes=sampling_nodes(graph))
 
 
 def _graph_parity(
@@ -293,6 +320,11 @@ def _layer_notes(built: builder.Built, outline: guard.Graph) -> list[str]:
 
 def _option_notes(options: BuildOptions) -> list[str]:
     notes = []
+    if options.sampling == "fused":
+        notes.append(
+            "sampling runs in the project's own CUDA kernel, which is experimental; compare it with a portable engine "
+            "on this GPU"
+        )
     if options.target == "tensorrt-rtx" and options.profile is not None:
         notes.append(
             "TensorRT-RTX numbers the open sizes inside an engine by chance: another build may have other bytes"

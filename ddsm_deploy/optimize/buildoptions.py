@@ -20,7 +20,10 @@ PORTABLE = ("80", "86", "89", "120")
 
 _CHANNELS = 3
 
+SAMPLINGS = ("portable", "fused")
+
 _NOT_IN_RTX = {
+    "sampling": "fused sampling is a plugin, and its parser can't take one from Python (tried with 1.7.1)",
     "timing_cache": "it times nothing while it builds",
     "version_compatible": "its package has no lean runtime, which that needs",
     "hardware_compatible": "its engines run on every GPU that --compute-capability names",
@@ -40,6 +43,8 @@ class BuildOptions:
     Attributes:
         target: ``tensorrt`` or ``tensorrt-rtx``.
         precision: ``fp32``, ``fp16``, ``int8`` or ``int8+fp16``; None is the model's own.
+        sampling: ``portable``: standard operators, into which a fused model is written out; or, tensorrt only,
+            ``fused``: the project's own CUDA kernel as a plugin for a fused model's sampling nodes. Experimental.
         compute_capabilities: tensorrt-rtx only: of the GPUs, as ``86``; none means `PORTABLE`.
         workspace: most scratch memory of a layer, GiB; None leaves it to the library.
         profile: sizes of the input, N×H×W×3, for a model with open axes.
@@ -56,6 +61,7 @@ class BuildOptions:
 
     target: str
     precision: str | None = None
+    sampling: str = "portable"
     compute_capabilities: tuple[str, ...] = ()
     workspace: float | None = None
     profile: Profile | None = None
@@ -74,12 +80,19 @@ class BuildOptions:
             raise ConfigError(f"target is {self.target!r}; expected {' or '.join(TARGETS)}")
         if self.precision is not None and self.precision not in PRECISIONS:
             raise ConfigError(f"precision is {self.precision!r}; expected one of {', '.join(PRECISIONS)}")
+        if self.sampling not in SAMPLINGS:
+            raise ConfigError(f"sampling is {self.sampling!r}; expected {' or '.join(SAMPLINGS)}")
         lacking = _NOT_IN_RTX if self.target == "tensorrt-rtx" else _NOT_IN_TENSORRT
         defaults = {field.name: field.default for field in dataclasses.fields(self)}
         for name, why in lacking.items():
             if getattr(self, name) != defaults[name]:
                 raise ConfigError(f"{self.target} has no option {name.replace('_', ' ')!r}: {why}")
         self._check_numbers()
+        if self.sampling == "fused" and (self.version_compatible or self.hardware_compatible):
+            raise ConfigError(
+                "fused sampling is compiled for the version and the GPU that build the engine, and nobody has tried it "
+                "on others; leave out --version-compatible and --hardware-compatible, or ask for sampling portable"
+            )
         if self.images and not self.verify:
             raise ConfigError("images to verify on were given, but verification is off; drop one of the two")
         if self.target == "tensorrt-rtx":
@@ -171,4 +184,5 @@ def _capability(text: str) -> str:
 def engine_name(artifact: Artifact, options: BuildOptions) -> str:
     """The file name of an engine for which none was given, as ``ddsm-lite0.fp16.tensorrt.engine``."""
     precision = options.precision or artifact.spec.precision
-    return f"{artifact.name}.{precision}.{options.target}.engine"
+    fused = ".fused" if options.sampling == "fused" else ""
+    return f"{artifact.name}.{precision}{fused}.{options.target}.engine"

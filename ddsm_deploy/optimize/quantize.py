@@ -17,6 +17,7 @@ from ddsm_deploy.errors import ArtifactError, BackendError, ConfigError, GateErr
 from ddsm_deploy.export.fp16 import to_fp16
 from ddsm_deploy.export.onnxgraph import Graph, load_graph, plain_graph, save_graph
 from ddsm_deploy.export.qdq import SCHEMES, WEIGHT_BITS, Layer, layers
+from ddsm_deploy.export.sampling_function import inline_sampling
 from ddsm_deploy.files import replacing, writing
 from ddsm_deploy.frames import FrameList
 from ddsm_deploy.optimize.calibration import METHODS, Progress, ranges_of
@@ -194,7 +195,7 @@ def quantize(
         )
     calibration = frames.spread(options.images)
     doubts = check_frames(calibration, artifact.spec)
-    graph = plain_graph(load_graph(source))
+    graph = _graph(source, options)
     every = layers(graph)
     fingerprint = calibration.fingerprint()
     with (
@@ -253,6 +254,13 @@ def quantize(
     )
 
 
+def _graph(source: Path, options: QuantizeOptions) -> Graph:
+    """The float32 graph to quantize. Fused sampling stays fused, but for TensorRT: there standard operators are the
+    form that has been proven."""
+    graph = load_graph(source)
+    return plain_graph(inline_sampling(graph) if options.target == "tensorrt" else graph)
+
+
 def _chosen_layers(every: Sequence[Layer], keep: Sequence[str]) -> list[Layer]:
     for pattern in keep:
         if not any(fnmatch.fnmatchcase(layer.label, pattern) for layer in every):
@@ -296,6 +304,8 @@ def _spec(
 ) -> ModelSpec:
     method = f"percentile {options.percentile:g}" if options.method == "percentile" else options.method
     facts = {name: value for name, value in spec.provenance.items() if not name.startswith("parity.")}
+    if options.target == "tensorrt" and facts.get("sampling") == "fused":
+        facts["sampling"] = "portable"
     return spec.replace(
         precision=options.precision,
         provenance={

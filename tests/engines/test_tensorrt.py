@@ -113,6 +113,20 @@ def test_options_it_does_not_have(engine: Path, options: EngineOptions, said: st
         open_engine(resolve(engine), "tensorrt-rtx", options)
 
 
+def test_sampling_is_the_building_s_choice(engine: Path) -> None:
+    from ddsm_deploy.engines.tensorrt import _sampling
+
+    with pytest.raises(BackendError, match=r"built with portable sampling, not fused; leave open how it is to sample"):
+        open_engine(resolve(engine), "tensorrt-rtx", EngineOptions(sampling="fused"))
+    plugin = dataclasses.replace(read_engine(engine), target="tensorrt", sampling="fused")
+    for asked in (EngineOptions(), EngineOptions(sampling="fused")):
+        assert _sampling(plugin, engine, asked) == "fused"
+    with pytest.raises(BackendError, match=r"not portable; build another with: ddsm build .* --sampling portable"):
+        _sampling(plugin, engine, EngineOptions(sampling="portable"))
+    old = dataclasses.replace(plugin, sampling="")  # of a time when no record said it
+    assert _sampling(old, engine, EngineOptions()) == "portable"
+
+
 def test_another_precision_needs_another_engine(engine: Path) -> None:
     with pytest.raises(BackendError, match=r"tensorrt-rtx runs tiny at fp16, .* not at fp32"):
         open_engine(resolve(engine), "tensorrt-rtx", EngineOptions(precision="fp32"))

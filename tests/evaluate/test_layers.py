@@ -70,6 +70,23 @@ def test_a_wrong_normalisation_is_found_at_its_node(
     assert result.first.error_before == 0
 
 
+def test_a_fused_node_is_a_layer(
+    reference: Segmenter, tiny_onnx: Path, tiny_fused: Path, backend: str, image: Image, tmp_path: Path
+) -> None:
+    result = compared(reference, tiny_fused, backend, image)
+    assert result, result.sentence()
+    model = onnx.load(tiny_fused)
+    calls = [node for node in model.graph.node if node.op_type == "DynamicSampleAttention"]
+    assert {node.output[0] for node in calls} <= {layer.tensor for layer in result.layers}
+
+    calls[2].input[0], calls[2].input[1] = calls[2].input[1], calls[2].input[0]  # query for key
+    onnx.save(model, tmp_path / "swapped.onnx")
+    result = compared(reference, tmp_path / "swapped.onnx", backend, image)
+    assert result.first is not None
+    assert result.first.tensor == calls[2].output[0]
+    assert result.first.error_before < 1e-4
+
+
 def test_right_runs_stay_within_the_noise(reference: Segmenter, tiny_onnx: Path, image: Image, need) -> None:
     need("openvino")
     result = compared(reference, tiny_onnx, "openvino", image)

@@ -11,17 +11,19 @@ import numpy.typing as npt
 import onnx
 import pytest
 import torch
-from onnx import TensorProto, numpy_helper, shape_inference
+from onnx import TensorProto, helper, numpy_helper, shape_inference
 from torch import nn
 
 from ddsm_deploy.errors import ConfigError, GateError
 from ddsm_deploy.export import ExportOptions, ExportReport, export_onnx
+from ddsm_deploy.export.sampling_function import inline_sampling
+from ddsm_deploy.export.tensorrt.builder import Job, build
 from ddsm_deploy.export.verify import synthetic_images
 from ddsm_deploy.model.checkpoint import load_checkpoint, save_checkpoint
 from ddsm_deploy.onnxfile import read_metadata
 from ddsm_deploy.spec import METADATA_KEY, ModelSpec, sha256_of
 
-Run = Callable[[Path, dict[str, npt.NDArray]], list[npt.NDArray]]
+Run = Callable[[Path | bytes, dict[str, npt.NDArray]], list[npt.NDArray]]
 Exported = Callable[..., ExportReport]
 
 pytestmark = pytest.mark.timeout(1200)  # the exporter takes minutes where other work fills the machine
@@ -39,6 +41,7 @@ EXPORTS = {
     "spatial, any batch": ("spatial", {"outputs": ALL, "dynamic": "batch"}),
     "channel, gather": ("channel", {"outputs": ALL, "sampling": "gather"}),
     "add": ("add", FULL),
+    "ddsm, fused, float16 weights": ("ddsm", {**HALF, "sampling": "fused"}),
 }
 TOLERANCE = 2e-4  # of logits that reach into the tens: float32 over some forty layers, summed in another order
 
@@ -106,15 +109,19 @@ def test_the_exports_own_comparison(report: ExportReport) -> None:
 def test_form_of_the_graph(report: ExportReport) -> None:
     model = onnx.load(report.path)
     onnx.checker.check_model(model, full_check=True)
-    assert [(o.domain, o.version) for o in model.opset_import] == [("", 19)]
-    assert not model.functions
+    fused = report.spec.provenance["sampling"] == "fused"
+    assert [(o.domain, o.version) for o in model.opset_import] == [("", 19), *[("ddsm", 1)] * fused]
+    assert [f.name for f in model.functions] == ["DynamicSampleAttention"] * fused
 
     graph = model.graph
     found = collections.Counter(node.op_type for node in graph.node)
     forbidden = {"Einsum", "Loop", "If", "Scan", "BatchNormalization", "AveragePool", "GlobalAveragePool"}
     assert not found.keys() & forbidden
     calls = {"ddsm": 6, "spatial": 3, "channel": 3, "add": 0}[report.spec.network.fusion]
-    assert found["GridSample"] == (calls if report.spec.provenance["sampling"] == "portable" else 0)
+    sampler = {"portable": "GridSample", "fused": "DynamicSampleAttention"}.get(report.spec.provenance["sampling"])
+    assert {op: found[op] for op in ("GridSample", "DynamicSampleAttention")} == {
+        op: calls if op == sampler else 0 for op in ("GridSample", "DynamicSampleAttention")
+    }
 
     makers = {output: node for node in graph.node for output in node.output}
     assert (graph.node[0].op_type, list(graph.node[0].input)) == ("Cast", ["image"])
@@ -209,6 +216,42 @@ def test_runtimes_fold_the_casts_of_float16_weights(exported: Exported, tmp_path
     compiled = openvino.Core().compile_model(str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     kinds = collections.Counter(op.get_rt_info()["layerType"] for op in compiled.get_runtime_model().get_ordered_ops())
     assert kinds["Convert"] <= 4  # those, and one of the class ids to 32 bits
+
+
+def test_fused_is_portable_in_other_words(run: Run, exported: Exported) -> None:
+    """The same network both ways: six nodes and one body, which inlined are the very operators of the portable file."""
+    fused = onnx.load(exported("ddsm", **HALF, sampling="fused").path)
+    portable = onnx.load(exported("ddsm", **HALF).path)
+    calls = [node for node in fused.graph.node if node.domain == "ddsm"]
+    assert len(calls) == 6
+    for node in calls:
+        assert [(a.name, helper.get_attribute_value(a)) for a in node.attribute] == [
+            ("plugin_namespace", b"ddsm"),
+            ("plugin_version", b"1"),
+            ("samples", 9),
+        ]
+    inlined = inline_sampling(fused)
+    onnx.checker.check_model(inlined, full_check=True)
+    kinds = [collections.Counter(node.op_type for node in model.graph.node) for model in (inlined, portable)]
+    assert kinds[0] == kinds[1]
+    image = synthetic_images(64, 96, 1)[0]
+    want = run(portable.SerializeToString(), {"image": image})
+    for model in (fused, inlined):
+        got = run(model.SerializeToString(), {"image": image})
+        np.testing.assert_array_equal(got[0], want[0])
+        np.testing.assert_allclose(got[1], want[1], rtol=0, atol=TOLERANCE)
+
+
+def test_tensorrt_builds_a_fused_file(exported: Exported, tmp_path: Path, need) -> None:
+    need("tensorrt_rtx")
+    file = exported("ddsm", **HALF, sampling="fused").path
+    engine = tmp_path / "fused.engine"
+    built = build(Job(target="tensorrt-rtx", onnx=file, engine=engine, sampling=("linear",) * 6))
+    assert [(t.name, t.shape) for t in built.outputs] == [
+        ("mask", (1, 64, 96)),
+        ("logits", (1, 11, 64, 96)),
+        ("confidence", (1, 64, 96)),
+    ]
 
 
 def test_weights_that_are_no_float16_are_refused(checkpoint: Callable[..., Path], tmp_path: Path) -> None:

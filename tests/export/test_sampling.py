@@ -1,4 +1,4 @@
-"""Both ONNX forms of the operator against its float64 reference, on every runtime that reads ONNX.
+"""Every ONNX form of the operator against its float64 reference, on every runtime that reads ONNX.
 
 A file holds several calls of the operator, since it is the exporter that takes the time.
 """
@@ -15,8 +15,10 @@ import onnx
 import pytest
 from onnx import numpy_helper
 from sampling_calls import export, inputs
+from sampling_definition import by_loops
 
 from ddsm_deploy.export.sampling import SAMPLINGS
+from ddsm_deploy.export.sampling_function import inline_sampling
 from ddsm_deploy.model.operator import reference
 
 Run = Callable[[bytes, dict[str, npt.NDArray]], list[npt.NDArray]]
@@ -64,6 +66,18 @@ def test_static_sizes(run: Run, static: bytes) -> None:
     check(run, static, STATIC)
 
 
+def test_what_is_no_position_lies_outside(run: Run, static: bytes) -> None:
+    """Huge, infinite and undefined offsets among ordinary ones, each alone in its pair."""
+    tensors = [inputs(case) for case in STATIC]
+    offset = tensors[0][3]
+    for place, number in enumerate((np.nan, np.inf, -np.inf, 1e30, -1e30)):
+        offset[0, place, place, place] = number
+        offset[0, 2 * place + 7, 4 - place, 6 - place] = number
+    feeds = {f"in{i}": tensor.numpy() for i, tensor in enumerate(itertools.chain(*tensors))}
+    want = by_loops(*(tensor.numpy() for tensor in tensors[0]))
+    np.testing.assert_allclose(run(static, feeds)[0], want, **FLOATS)
+
+
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("size", [(2, 4, 5), *OTHER_SIZES], ids=str)
 def test_one_file_for_any_batch_and_size(run: Run, dynamic: bytes, size: tuple[int, int, int]) -> None:
@@ -71,20 +85,24 @@ def test_one_file_for_any_batch_and_size(run: Run, dynamic: bytes, size: tuple[i
     check(run, dynamic, [(b, k, v, n, y, x, spread) for _, k, v, n, _, _, spread in DYNAMIC])
 
 
+def written_out(model: bytes) -> onnx.ModelProto:
+    return inline_sampling(onnx.load_from_string(model))
+
+
 def operators(model: bytes) -> collections.Counter[str]:
-    return collections.Counter(node.op_type for node in onnx.load_from_string(model).graph.node)
+    return collections.Counter(node.op_type for node in written_out(model).graph.node)
 
 
 def test_operators(sampling: str, static: bytes, dynamic: bytes) -> None:
     for model, calls in ((static, len(STATIC)), (dynamic, len(DYNAMIC))):
         found = operators(model)
         assert not found.keys() & {"Einsum", "Loop", "If", "Scan"}
-        assert found["GridSample"] == (calls if sampling == "portable" else 0)
+        assert found["GridSample"] == (0 if sampling == "gather" else calls)
         assert found["Softmax"] == calls
     assert not operators(static).keys() & {"Shape", "Range"}
 
 
 def test_static_grids_are_constants_an_axis_and_no_maps(static: bytes) -> None:
     y, x = STATIC[-1][4:6]
-    for tensor in onnx.load_from_string(static).graph.initializer:
+    for tensor in written_out(static).graph.initializer:
         assert numpy_helper.to_array(tensor).size <= 2 * max(y, x) < y * x

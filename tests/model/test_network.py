@@ -65,7 +65,10 @@ def test_channel_branch_equals_sampling_the_channels_themselves() -> None:
     offset = branch.offset(torch.cat([query, key], 1))
     values = high.flatten(2).transpose(1, 2).reshape(2, 30, 4, 4)  # h·w "channels" on the √C×√C plane
     direct = reference(query, key, values, offset).flatten(2).transpose(1, 2).reshape(2, c, 6, 5)
-    torch.testing.assert_close(branch(low, high), branch.out(direct), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(branch(low, high), high + branch.out(direct), rtol=1e-4, atol=1e-5)
+    branch.train()
+    branch.out.eval()  # the norm as at inference: the other way to compute it must give the same
+    torch.testing.assert_close(branch(low, high), high + branch.out(direct), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(("rows", "columns", "cells"), [(12, 16, 4), (6, 6, 1), (8, 24, 8)])

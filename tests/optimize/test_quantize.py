@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import json
 import subprocess
 import sys
@@ -62,6 +63,28 @@ def test_the_record_says_how_it_was_made(report: QuantizeReport, tiny_onnx: Path
     assert float(facts["parity.changed"]) == pytest.approx(report.parity.changed, abs=0.01)
     assert report.sha256 == sha256_of(report.path)
     assert report.bytes < 0.5 * tiny_onnx.stat().st_size
+
+
+def test_fused_sampling_stays_fused_but_for_tensorrt(
+    report: QuantizeReport, tiny_fused: Path, frames: FrameList, tmp_path: Path
+) -> None:
+    """Only convolutions are quantized, the same ones as in the portable file, and the masks are about as good."""
+    target = report.spec.provenance["target"]
+    options = QuantizeOptions(target=target, images=8, **LOOSE)
+    made = quantize(tiny_fused, tmp_path / "fused.onnx", frames, options)
+    assert made.layers == report.layers
+    assert made.parity.changed == pytest.approx(report.parity.changed, abs=0.5)
+    model, portable = onnx.load(made.path), onnx.load(report.path)
+    kinds = [collections.Counter(node.op_type for node in m.graph.node) for m in (model, portable)]
+    if target == "tensorrt":
+        assert made.spec.provenance["sampling"] == "portable"
+        assert kinds[0] == kinds[1]
+        assert not model.functions
+    else:
+        assert made.spec.provenance["sampling"] == "fused"
+        assert (kinds[0]["DynamicSampleAttention"], len(model.functions)) == (kinds[1]["GridSample"], 1)
+        quantizers = {"QuantizeLinear", "DequantizeLinear", "Conv"}
+        assert {op: kinds[0][op] for op in quantizers} == {op: kinds[1][op] for op in quantizers}
 
 
 def test_what_is_left_out_is_float_in_the_file(report: QuantizeReport) -> None:

@@ -34,6 +34,21 @@ Progress = Callable[[str, float], None]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Plugin:
+    """The sampling plugin, for a graph that needs it.
+
+    Attributes:
+        compute_capability: of the GPU that the engine is built on, as ``86``.
+        driver: the newest CUDA version that its driver serves, as ``13.0``.
+        nodes: how many nodes of the graph must become one.
+    """
+
+    compute_capability: str
+    driver: str
+    nodes: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Job:
     """One build, as the child process is told of it.
 
@@ -43,6 +58,7 @@ class Job:
         engine: where the engine is written.
         sampling: modes of the graph's GridSample nodes, which are read back from the parser.
         profiles: input -> its allowed sizes, for inputs that have open axes.
+        plugin: tensorrt only: what the graph's sampling nodes become; None where it has none.
         compute_capabilities: tensorrt-rtx only: of the GPUs, as ``86``.
         workspace: most scratch memory of a layer, bytes; None leaves it to the library.
         timing_cache: tensorrt only: file of measured times, read and written.
@@ -57,6 +73,7 @@ class Job:
     engine: Path
     sampling: tuple[str, ...] = ()
     profiles: Mapping[str, Profile] = dataclasses.field(default_factory=dict)
+    plugin: Plugin | None = None
     compute_capabilities: tuple[str, ...] = ()
     workspace: int | None = None
     timing_cache: Path | None = None

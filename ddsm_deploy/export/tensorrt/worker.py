@@ -4,7 +4,7 @@ A process of its own for each build, because the library's logger is one for the
 compute capability 75 makes the next one larger (seen in TensorRT-RTX 1.7.1), and because some errors end the process.
 
 It reads one job, a JSON object, from standard input, and writes one JSON object a line to what was standard output.
-Only the standard library and `log` are used besides.
+Only the standard library and `log` are used besides, and `plugin` for a graph that needs it.
 """
 
 from __future__ import annotations
@@ -95,8 +95,10 @@ def _build(trt: Any, job: dict[str, Any], out: Out) -> dict[str, Any]:
     except TypeError as exc:  # pybind11's way of saying that the factory gave no builder
         raise JobError(f"its builder can't start: {texts.reason(logger.errors)}") from exc
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    if job["plugin"]:
+        _register_plugin(trt, job["plugin"])
     _parse(trt, network, logger, Path(job["onnx"]))
-    _check_sampling(trt, network, job["sampling"])
+    _check_sampling(trt, network, job["sampling"], job["plugin"])
     config = builder.create_builder_config()
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # so that the log tells of layers and their types
     config.progress_monitor = monitor = _monitor(trt, out)
@@ -184,11 +186,27 @@ def _parse(trt: Any, network: Any, logger: Any, path: Path) -> None:
     raise JobError(texts.reason([error.desc()]), f"{error.node_operator()} {error.node_name()!r}")
 
 
-def _check_sampling(trt: Any, network: Any, wanted: list[str]) -> None:
-    """Reads back how the parser took each GridSample: versions exist that took linear for nearest in silence."""
-    got = []
+def _register_plugin(trt: Any, job: dict[str, Any]) -> None:
+    """Lets the parser find the sampling plugin."""
+    from ddsm_deploy.errors import DdsmError
+    from ddsm_deploy.export.tensorrt import plugin
+
+    try:
+        plugin.check_driver(job["driver"])
+        plugin.register(trt, job["compute_capability"])
+    except DdsmError as exc:
+        raise JobError(f"its sampling plugin can't be made: {exc}") from exc
+
+
+def _check_sampling(trt: Any, network: Any, wanted: list[str], plugin: dict[str, Any] | None) -> None:
+    """Reads back how the parser took each GridSample: versions exist that took linear for nearest in silence.
+
+    And that each sampling node has become the plugin, where there is to be one.
+    """
+    got, plugins = [], 0
     for index in range(network.num_layers):
         layer = network.get_layer(index)
+        plugins += layer.type == trt.LayerType.PLUGIN_V3
         if layer.type == trt.LayerType.GRID_SAMPLE:
             layer.__class__ = trt.IGridSampleLayer
             got.append(layer.interpolation_mode.name.lower())
@@ -197,6 +215,8 @@ def _check_sampling(trt: Any, network: Any, wanted: list[str]) -> None:
             f"its parser misreads GridSample: the graph says {_tally(wanted)}, it took {_tally(got)}; export the model "
             "with --sampling gather"
         )
+    if plugin and plugins != plugin["nodes"]:
+        raise JobError(f"its parser made {plugins} sampling plugins of {plugin['nodes']} nodes")
 
 
 def _tally(modes: list[str]) -> str:

@@ -1,0 +1,84 @@
+// C interface of the CPU kernels of dynamic_sample_attention. Nothing in it belongs to one host runtime: tensors are
+// addresses with strides, and threads are lent by the caller.
+#ifndef DDSM_H
+#define DDSM_H
+
+#include <stdint.h>
+
+#define DDSM_API __attribute__((visibility("default")))  // all else stays inside the library
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define DDSM_ABI 1            // goes up with every change of this file that an older caller can't bear
+#define DDSM_MAX_SAMPLES 25   // N
+
+typedef enum { DDSM_F32 = 0, DDSM_BF16 = 1 } ddsm_type;
+
+// B×C×Y×X as the operator sees it, wherever it lies in memory. Strides are counted in elements; pixel (y, x) is
+// `(y * X + x) * pixel` elements from the first. Planar: channel = Y*X, pixel = 1. Channels last: channel = 1, pixel = C.
+typedef struct {
+  void* data;
+  int64_t batch, channel, pixel;
+  int32_t type;  // ddsm_type
+} ddsm_view;
+
+typedef struct {
+  int64_t batch, k, v, n, rows, columns;  // B, K, V, N, Y, X
+} ddsm_sizes;
+
+// Threads lent by the caller: `run` calls `task(data, i)` for i = 0 .. count - 1, in any order, on any of at most
+// `threads` threads, and returns when all have returned. A null pointer instead of a pool means: this thread alone.
+typedef void (*ddsm_task)(void* data, int64_t index);
+typedef struct {
+  void (*run)(void* self, int64_t count, ddsm_task task, void* data);
+  void* self;
+  int32_t threads;
+} ddsm_pool;
+
+// 0, or a negative number that `ddsm_message` explains.
+typedef int32_t ddsm_status;
+
+// out[B,V,Y,X] from query[B,K,Y,X], key[B,K,Y,X], value[B,V,Y,X], offset[B,2N,Y,X]; arithmetic in float32.
+// An empty map or batch is no error. Inputs and output must not overlap.
+DDSM_API ddsm_status ddsm_forward(const ddsm_sizes* sizes, const ddsm_view* query, const ddsm_view* key,
+                                  const ddsm_view* value, const ddsm_view* offset, const ddsm_view* out,
+                                  const ddsm_pool* pool);
+
+// The same for `query + position` and `key + position`, without maps of them: a position embedding that is kept apart by
+// axis, rows[Y,K] and columns[X,K] float32, both there. A null pointer adds nothing.
+typedef struct {
+  const float *rows, *columns;
+} ddsm_position;
+DDSM_API ddsm_status ddsm_forward_positioned(const ddsm_sizes* sizes, const ddsm_view* query, const ddsm_view* key,
+                                             const ddsm_view* value, const ddsm_view* offset, const ddsm_view* out,
+                                             const ddsm_position* query_position, const ddsm_position* key_position,
+                                             const ddsm_pool* pool);
+
+// Gradients of all four inputs from that of the output; each is written whole, none is added to.
+DDSM_API ddsm_status ddsm_backward(const ddsm_sizes* sizes, const ddsm_view* query, const ddsm_view* key,
+                                   const ddsm_view* value, const ddsm_view* offset, const ddsm_view* grad,
+                                   const ddsm_view* grad_query, const ddsm_view* grad_key, const ddsm_view* grad_value,
+                                   const ddsm_view* grad_offset, const ddsm_pool* pool);
+
+DDSM_API int32_t ddsm_abi(void);
+DDSM_API const char* ddsm_message(ddsm_status status);
+
+// Instruction sets that this build has and this processor can run, best first, separated by spaces: "avx512 avx2 plain".
+DDSM_API const char* ddsm_instruction_sets(void);
+// Takes one of those from now on, in the whole process (for tests and benchmarks); 0 if there is no such one.
+DDSM_API int32_t ddsm_use(const char* instruction_set);
+
+// A pool over the OpenMP runtime that a host already carries: `gomp_parallel` is the address of its GOMP_parallel, and
+// `threads` is what the host has set there (it is not changed).
+DDSM_API ddsm_pool ddsm_gomp_pool(void* gomp_parallel, int32_t threads);
+
+// Gives back the scratch memory that finished calls have left for later ones.
+DDSM_API void ddsm_release_scratch(void);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

@@ -1,0 +1,281 @@
+// The C interface: checks, scratch memory, choice of instruction set, and cutting a call into tasks.
+#include <stdlib.h>
+#include <string.h>
+
+#include <atomic>
+#include <mutex>
+
+#include "job.h"
+
+using namespace ddsm;
+
+namespace {
+
+enum : ddsm_status { kDone = 0, kBadSizes = -1, kBadView = -2, kTooLarge = -3, kNoMemory = -4 };
+
+constexpr int64_t kMaxChannels = 1 << 16;
+// Numbers in one image's bordered map; the loops address it with 32 bits.
+constexpr int64_t kMaxMap = (int64_t(1) << 31) - 1;
+// Below so many multiply-adds a call is over before a second thread has woken.
+constexpr int64_t kSmall = 200000;
+constexpr int64_t kTasksPerThread = 4;  // so that a thread that was held up does not hold up all
+
+// ---- instruction sets -------------------------------------------------------------------------------------------------
+
+const Loops* const* sets() {  // best first, ended by a null pointer
+  static const Loops* found[4] = {};
+  static const bool done = [] {
+    int count = 0;
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
+      found[count++] = &avx512_loops;
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) found[count++] = &avx2_loops;
+#endif
+    found[count] = &plain_loops;
+    return true;
+  }();
+  (void)done;
+  return found;
+}
+
+std::atomic<const Loops*> chosen{nullptr};
+
+const Loops& loops() {
+  const Loops* own = chosen.load(std::memory_order_relaxed);
+  return own ? *own : *sets()[0];
+}
+
+// ---- scratch memory ---------------------------------------------------------------------------------------------------
+
+// Buffers of finished calls, kept for later ones, so that a stream of frames allocates at its first frame alone. As many
+// are kept as calls ever ran at once, up to kKept.
+constexpr int kKept = 64;
+struct Buffer {
+  float* data;
+  size_t size;  // floats
+};
+std::mutex kept_lock;
+Buffer kept[kKept];
+int kept_count = 0;
+
+// The smallest kept buffer that is large enough, else a new one in place of the largest that is not.
+Buffer take(size_t size) {
+  Buffer best = {nullptr, 0}, smaller = {nullptr, 0};
+  {
+    std::lock_guard<std::mutex> guard(kept_lock);
+    int at = -1;
+    for (int i = 0; i < kept_count; ++i) {
+      const bool fits = kept[i].size >= size;
+      if (fits ? (!best.data || kept[i].size < best.size) : (!best.data && kept[i].size >= smaller.size)) {
+        (fits ? best : smaller) = kept[i];
+        at = i;
+      }
+    }
+    if (at >= 0) kept[at] = kept[--kept_count];
+  }
+  if (best.data) return best;
+  free(smaller.data);
+  if (size > SIZE_MAX / sizeof(float)) return {nullptr, 0};  // a pool that claims millions of threads
+  void* memory = nullptr;
+  if (posix_memalign(&memory, 64, size * sizeof(float)) != 0) return {nullptr, 0};
+  return {static_cast<float*>(memory), size};
+}
+
+void give_back(Buffer buffer) {
+  {
+    std::lock_guard<std::mutex> guard(kept_lock);
+    if (kept_count < kKept) {
+      kept[kept_count++] = buffer;
+      return;
+    }
+  }
+  free(buffer.data);
+}
+
+// ---- checks -----------------------------------------------------------------------------------------------------------
+
+int64_t padded(int64_t channels, int64_t lanes) { return (channels + lanes - 1) / lanes * lanes; }
+
+ddsm_status check(const ddsm_sizes& s, int64_t lanes) {
+  if (s.batch < 0 || s.rows < 0 || s.columns < 0 || s.k < 1 || s.v < 1 || s.n < 1) return kBadSizes;
+  if (s.n > DDSM_MAX_SAMPLES || s.k > kMaxChannels || s.v > kMaxChannels) return kTooLarge;
+  if (s.rows > kMaxMap - 2 || s.columns > kMaxMap - 2) return kTooLarge;
+  const int64_t cell = padded(s.k, lanes) + padded(s.v, lanes);  // not before K and V are known to be small
+  if (s.rows + 2 > kMaxMap / cell / (s.columns + 2)) return kTooLarge;
+  if (s.batch > (int64_t(1) << 24)) return kTooLarge;  // so that no product of sizes overflows
+  return kDone;
+}
+
+bool usable(const ddsm_view* view) {
+  return view && view->data && (view->type == DDSM_F32 || view->type == DDSM_BF16);
+}
+
+bool empty(const ddsm_sizes& s) { return !s.batch || !s.rows || !s.columns; }
+
+// ---- tasks ------------------------------------------------------------------------------------------------------------
+
+// Runs `body(i)` for i = 0 .. count - 1 on the caller's threads.
+template <typename Body>
+void spread(const ddsm_pool* pool, int64_t count, Body body) {
+  if (!pool || !pool->run || pool->threads < 2 || count < 2) {
+    for (int64_t i = 0; i < count; ++i) body(i);
+    return;
+  }
+  pool->run(pool->self, count, [](void* data, int64_t i) { (*static_cast<Body*>(data))(i); }, &body);
+}
+
+// Runs `body(first, last, task)` over `rows` rows in `tasks` parts.
+template <typename Body>
+void spread_rows(const ddsm_pool* pool, int64_t rows, int64_t tasks, Body body) {
+  spread(pool, tasks, [&](int64_t i) { body(rows * i / tasks, rows * (i + 1) / tasks, i); });
+}
+
+struct Plan {
+  const Loops* loops;
+  const ddsm_pool* pool;
+  int64_t tasks;
+};
+
+Plan plan(const Job& job, const Loops& loops, const ddsm_pool* pool) {
+  const ddsm_sizes& s = job.sizes;
+  const int64_t work = s.batch * s.rows * s.columns * s.n * 4 * (job.padded_k + job.padded_v);
+  if (!pool || pool->threads < 2 || work < kSmall) return {&loops, nullptr, 1};
+  const int64_t rows = s.batch * s.rows, tasks = kTasksPerThread * pool->threads;
+  return {&loops, pool, tasks < rows ? tasks : rows};
+}
+
+Job make_job(const ddsm_sizes& sizes, const Loops& loops) {
+  Job job = {};
+  job.sizes = sizes;
+  job.padded_k = int32_t(padded(sizes.k, loops.lanes));
+  job.padded_v = int32_t(padded(sizes.v, loops.lanes));
+  // 1/sqrt by Newton's method would do; but sqrt is exact, and here no loop waits for it
+  job.scale = 1.0f / __builtin_sqrtf(float(sizes.k));
+  job.bands = 1;
+  return job;
+}
+
+void pack(const Job& job, const Plan& plan) {
+  const int64_t rows = job.sizes.batch * (job.sizes.rows + 2);
+  spread_rows(plan.pool, rows, plan.tasks,
+              [&](int64_t first, int64_t last, int64_t) { plan.loops->pack(job, first, last); });
+}
+
+}  // namespace
+
+extern "C" {
+
+ddsm_status ddsm_forward(const ddsm_sizes* sizes, const ddsm_view* query, const ddsm_view* key, const ddsm_view* value,
+                         const ddsm_view* offset, const ddsm_view* out, const ddsm_pool* pool) {
+  return ddsm_forward_positioned(sizes, query, key, value, offset, out, nullptr, nullptr, pool);
+}
+
+ddsm_status ddsm_forward_positioned(const ddsm_sizes* sizes, const ddsm_view* query, const ddsm_view* key,
+                                    const ddsm_view* value, const ddsm_view* offset, const ddsm_view* out,
+                                    const ddsm_position* query_position, const ddsm_position* key_position,
+                                    const ddsm_pool* pool) {
+  if (!sizes) return kBadSizes;
+  const Loops& loops = ::loops();
+  if (const ddsm_status bad = check(*sizes, loops.lanes)) return bad;
+  if (empty(*sizes)) return kDone;
+  Job job = make_job(*sizes, loops);
+  for (const ddsm_view* view : {query, key, value, offset, out})
+    if (!usable(view)) return kBadView;
+  job.query = *query, job.key = *key, job.value = *value, job.offset = *offset, job.out = *out;
+  for (const ddsm_position* position : {query_position, key_position})
+    if (position && !(position->rows && position->columns)) return kBadView;
+  if (query_position) job.query_position = *query_position;
+  if (key_position) job.key_position = *key_position;
+
+  const Plan plan = ::plan(job, loops, pool);
+  const int64_t cells = sizes->batch * job.map(), room = Loops::room(job);
+  const Buffer scratch = take(size_t(cells + room * plan.tasks));
+  if (!scratch.data) return kNoMemory;
+  job.cells = scratch.data;
+  pack(job, plan);
+  spread_rows(plan.pool, sizes->batch * sizes->rows, plan.tasks, [&](int64_t first, int64_t last, int64_t task) {
+    loops.attend(job, first, last, scratch.data + cells + task * room);
+  });
+  give_back(scratch);
+  return kDone;
+}
+
+ddsm_status ddsm_backward(const ddsm_sizes* sizes, const ddsm_view* query, const ddsm_view* key, const ddsm_view* value,
+                          const ddsm_view* offset, const ddsm_view* grad, const ddsm_view* grad_query,
+                          const ddsm_view* grad_key, const ddsm_view* grad_value, const ddsm_view* grad_offset,
+                          const ddsm_pool* pool) {
+  if (!sizes) return kBadSizes;
+  const Loops& loops = ::loops();
+  if (const ddsm_status bad = check(*sizes, loops.lanes)) return bad;
+  if (empty(*sizes)) return kDone;
+  Job job = make_job(*sizes, loops);
+  for (const ddsm_view* view : {query, key, value, offset, grad, grad_query, grad_key, grad_value, grad_offset})
+    if (!usable(view)) return kBadView;
+  job.query = *query, job.key = *key, job.value = *value, job.offset = *offset, job.grad = *grad;
+  job.grad_query = *grad_query, job.grad_key = *grad_key, job.grad_value = *grad_value, job.grad_offset = *grad_offset;
+
+  Plan plan = ::plan(job, loops, pool);
+  // Samples of one image add to the same cells. With fewer images than threads an image is cut into bands, each with sums
+  // of its own, which `unpack` adds up in order: no atomics, and the same threads give the same bits.
+  const int64_t threads = plan.pool ? plan.pool->threads : 1;
+  const int64_t bands = (threads + sizes->batch - 1) / sizes->batch;
+  job.bands = int32_t(bands < sizes->rows ? bands : sizes->rows);
+  const int64_t adders = sizes->batch * job.bands, tasks = adders > plan.tasks ? adders : plan.tasks;
+  const int64_t cells = sizes->batch * job.map(), room = Loops::room(job);
+  const Buffer scratch = take(size_t(cells + adders * job.map() + room * tasks));
+  if (!scratch.data) return kNoMemory;
+  job.cells = scratch.data;
+  job.grad_cells = job.cells + cells;
+  float* rooms = job.grad_cells + adders * job.map();
+  pack(job, plan);
+  spread(plan.pool, adders, [&](int64_t i) { loops.back(job, i / job.bands, int32_t(i % job.bands), rooms + i * room); });
+  spread_rows(plan.pool, sizes->batch * sizes->rows, plan.tasks, [&](int64_t first, int64_t last, int64_t task) {
+    loops.unpack(job, first, last, rooms + task * room);
+  });
+  give_back(scratch);
+  return kDone;
+}
+
+int32_t ddsm_abi(void) { return DDSM_ABI; }
+
+const char* ddsm_message(ddsm_status status) {
+  switch (status) {
+    case kDone: return "done";
+    case kBadSizes: return "sizes are negative, or K, V or N is not at least 1";
+    case kBadView: return "a tensor has no address, or a type that is neither float32 nor bfloat16";
+    case kTooLarge: return "N is over 25, K or V over 65536, or the map too large to be addressed";
+    case kNoMemory: return "no memory for the scratch map";
+    default: return "unknown status";
+  }
+}
+
+const char* ddsm_instruction_sets(void) {
+  static char names[64] = "";
+  static const bool done = [] {
+    for (const Loops* const* set = sets(); *set; ++set) {
+      if (names[0]) strcat(names, " ");
+      strcat(names, (*set)->name);
+    }
+    return true;
+  }();
+  (void)done;
+  return names;
+}
+
+int32_t ddsm_use(const char* instruction_set) {
+  for (const Loops* const* set = sets(); *set; ++set)
+    if (strcmp((*set)->name, instruction_set) == 0) {
+      chosen.store(*set, std::memory_order_relaxed);
+      return 1;
+    }
+  return 0;
+}
+
+void ddsm_release_scratch(void) {
+  std::lock_guard<std::mutex> guard(kept_lock);
+  while (kept_count) free(kept[--kept_count].data);
+}
+
+}  // extern "C"

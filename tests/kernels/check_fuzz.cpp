@@ -1,0 +1,150 @@
+// A libFuzzer target on the arguments of the CPU kernels: sizes of any value, views that are missing or of no type, strides
+// of any kind that fit their buffers, offsets of any bits, pools that claim any number of threads. A call must give the
+// status that is due; a good one the right numbers, nothing outside its buffers, and the same bits whatever the pool.
+// Built by tools/check_kernels.py.
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "check_definition.h"
+
+using check::Call;
+using check::Choices;
+
+// A scratch map that is too large is a status, not a crash.
+extern "C" const char* __asan_default_options() { return "allocator_may_return_null=1"; }
+
+namespace {
+
+enum Due : ddsm_status { kDone = 0, kBadSizes = -1, kBadView = -2, kTooLarge = -3, kNoMemory = -4, kAny = 1 };
+
+void require(bool good, const char* what) {
+  if (good) return;
+  fprintf(stderr, "check failed: %s\n", what);
+  abort();
+}
+
+// Tasks on this thread, the last one first.
+void run_backwards(void*, int64_t count, ddsm_task task, void* data) {
+  for (int64_t i = count; i-- > 0;) task(data, i);
+}
+
+int64_t some_size(Choices& choices) {
+  static const int64_t sizes[] = {0,          -1,        1,          2,        25,         26,         64,       65536, 65537,
+                                  1 << 24,    (1 << 24) + 1, INT32_MAX, INT32_MAX - 2, INT64_C(1) << 31, INT64_C(1) << 32,
+                                  INT64_C(1) << 62, INT64_MAX, INT64_MAX - 1, INT64_MIN, INT32_MIN};
+  return choices.one_in(2) ? sizes[choices.below(sizeof sizes / sizeof *sizes)] : int64_t(choices.bits(8));
+}
+
+// What ddsm.h says of sizes, computed in numbers that can't overflow.
+Due due(const ddsm_sizes& s, int64_t lanes) {
+  if (s.batch < 0 || s.rows < 0 || s.columns < 0 || s.k < 1 || s.v < 1 || s.n < 1) return kBadSizes;
+  if (s.n > DDSM_MAX_SAMPLES || s.k > 65536 || s.v > 65536 || s.batch > (1 << 24)) return kTooLarge;
+  const auto whole = [&](int64_t channels) { return (channels + lanes - 1) / lanes * lanes; };
+  if (s.rows > INT32_MAX || s.columns > INT32_MAX) return kTooLarge;
+  const __int128 map = (__int128(s.rows) + 2) * (__int128(s.columns) + 2) * (whole(s.k) + whole(s.v));
+  if (map > INT32_MAX) return kTooLarge;
+  if (!s.batch || !s.rows || !s.columns) return kDone;
+  return s.batch * map > (INT64_C(1) << 42) ? kNoMemory : kAny;
+}
+
+int64_t use_some_set(Choices& choices) {
+  static const char* const names[] = {"plain", "avx2", "avx512"};
+  int64_t set = choices.below(3);
+  while (!ddsm_use(names[set])) --set;
+  return 4 << set;
+}
+
+void call_with_wrong_sizes(Choices& choices, const Call& call, int64_t lanes, bool forwards, const ddsm_pool* pool) {
+  ddsm_sizes sizes = call.sizes;
+  int64_t* const fields[] = {&sizes.batch, &sizes.k, &sizes.v, &sizes.n, &sizes.rows, &sizes.columns};
+  for (int64_t i = choices.below(3); i >= 0; --i) *fields[choices.below(6)] = some_size(choices);
+  const Due expected = due(sizes, lanes);
+  if (expected == kAny) return;  // they are good, but not those of the buffers
+  const bool none = choices.one_in(20);
+  ddsm_view views[10];
+  for (size_t i = 0; i < 10; ++i) views[i] = i < 5 ? call.inputs[i].view() : call.outputs[i - 5].view();
+  const ddsm_sizes* given = none ? nullptr : &sizes;
+  const ddsm_status status =
+      forwards ? ddsm_forward(given, views, views + 1, views + 2, views + 3, views + 5, pool)
+               : ddsm_backward(given, views, views + 1, views + 2, views + 3, views + 4, views + 6, views + 7, views + 8,
+                               views + 9, pool);
+  require(status == (none ? kBadSizes : expected), "the status of wrong sizes");
+}
+
+void call_with_wrong_views(Choices& choices, const Call& call, bool forwards, const ddsm_pool* pool) {
+  ddsm_view views[9];
+  const ddsm_view* given[9];
+  for (size_t i = 0; i < 9; ++i) {
+    views[i] = i < 5 ? call.inputs[i].view() : call.outputs[i - 4].view();
+    given[i] = &views[i];
+  }
+  if (forwards) views[4] = call.outputs[0].view();
+  const bool empty = !call.sizes.batch || !call.sizes.rows || !call.sizes.columns;
+  const Due expected = empty ? kDone : kBadView;
+  if (forwards && choices.one_in(4)) {
+    const float number = 0;  // never read: the other half of the position is missing
+    const ddsm_position half = choices.one_in(2) ? ddsm_position{&number, nullptr} : ddsm_position{nullptr, &number};
+    const ddsm_position* both[] = {&half, nullptr, &half, &half};
+    const int64_t first = choices.below(3);
+    require(ddsm_forward_positioned(&call.sizes, given[0], given[1], given[2], given[3], given[4], both[first],
+                                    both[first + 1], pool) == expected,
+            "the status of half a position");
+    return;
+  }
+  const int64_t which = choices.below(forwards ? 5 : 9);
+  switch (choices.below(3)) {
+    case 0: given[which] = nullptr; break;
+    case 1: views[which].data = nullptr; break;
+    default: views[which].type = int32_t(choices.bits(4) | 2);
+  }
+  const ddsm_status status =
+      forwards ? ddsm_forward(&call.sizes, given[0], given[1], given[2], given[3], given[4], pool)
+               : ddsm_backward(&call.sizes, given[0], given[1], given[2], given[3], given[4], given[5], given[6],
+                               given[7], given[8], pool);
+  require(status == expected, "the status of wrong views");
+}
+
+void call_rightly(const Call& call, bool forwards, const ddsm_pool* pool) {
+  forwards = forwards || call.positioned();  // gradients are for calls without positions
+  const size_t first = forwards ? 0 : 1, last = forwards ? 1 : 5;
+  require((forwards ? call.forward(pool) : call.backward(pool)) == kDone, "the status of a good call");
+  for (size_t i = first; i < last; ++i) require(call.outputs[i].intact(call.finite), "all is written, and no more");
+  const ddsm_sizes& s = call.sizes;
+  if (call.finite && s.batch * s.rows * s.columns * s.n * (s.k + s.v) < 20000) {
+    const check::Truth truth(call);
+    for (size_t i = first; i < last; ++i)
+      require(check::error(call.outputs[i], truth.of[i]) <= check::allowed(call.outputs[i]), "the right numbers");
+  }
+  if (!forwards || !pool) return;
+  const auto& out = call.outputs[0];
+  const std::vector<uint8_t> before(out.memory.get(), out.memory.get() + out.bytes());
+  call.forward(nullptr);
+  require(memcmp(before.data(), out.memory.get(), out.bytes()) == 0, "the same bits without a pool");
+}
+
+ddsm_sizes small_sizes(Choices& choices) {
+  ddsm_sizes s = {choices.below(3), 1 + choices.below(8), 1 + choices.below(8), 1 + choices.below(25), choices.below(5), choices.below(6)};
+  if (choices.one_in(8)) s.k = 1 + choices.below(40), s.v = 1 + choices.below(70), s.rows = 1, s.n = 1 + choices.below(4);
+  if (choices.one_in(8)) s.columns = choices.below(40), s.n = 1 + choices.below(4);
+  // enough for a call to be cut into tasks
+  if (choices.one_in(16)) s = {1 + choices.below(2), 1 + choices.below(32), 1 + choices.below(32), 9, 12, 18 + choices.below(16)};
+  return s;
+}
+
+}  // namespace
+
+extern "C" int LLVMFuzzerTestOneInput(const uint8_t* bytes, size_t count) {
+  Choices choices(bytes, count);
+  const int64_t lanes = use_some_set(choices);
+  const bool forwards = choices.one_in(2);
+  static const int32_t claims[] = {2, 3, 8, 1, 0, -1, INT32_MAX, INT32_MIN};
+  const ddsm_pool pool = {choices.one_in(16) ? nullptr : run_backwards, nullptr, claims[choices.below(8)]};
+  const ddsm_pool* given = choices.one_in(4) ? nullptr : &pool;
+  if (choices.one_in(64)) ddsm_release_scratch();
+  const int64_t kind = choices.below(8);
+  const Call call(choices, small_sizes(choices));
+  if (kind == 0) call_with_wrong_views(choices, call, forwards, given);
+  else if (kind < 3) call_with_wrong_sizes(choices, call, lanes, forwards, given);
+  else call_rightly(call, forwards, given);
+  return 0;
+}

@@ -1,0 +1,130 @@
+// Made-up calls of the CPU kernels against plain loops in double, from several threads at once. Built with sanitizers by
+// tools/check_kernels.py.
+//
+//   check_main CASES SEED THREADS     ends with 0, or with 1 and a line on what was wrong
+#include <stdio.h>
+#include <stdlib.h>
+
+#include <atomic>
+#include <string>
+#include <thread>
+
+#include "check_definition.h"
+
+namespace {
+
+using check::Call;
+using check::Choices;
+using check::Tensor;
+using check::Truth;
+
+std::atomic<int64_t> failures{0}, calls{0}, lent{0};
+
+// Threads of its own for each run, so that whatever one task leaves to another by accident is a race to be seen.
+struct Pool {
+  static void run(void* self, int64_t count, ddsm_task task, void* data) {
+    ++lent;
+    std::atomic<int64_t> next{0};
+    const auto work = [&] {
+      for (int64_t i = next++; i < count; i = next++) task(data, count - 1 - i);  // in no order that could be relied on
+    };
+    std::vector<std::thread> threads;
+    for (int32_t i = 1; i < *static_cast<int32_t*>(self); ++i) threads.emplace_back(work);
+    work();
+    for (std::thread& thread : threads) thread.join();
+  }
+};
+
+std::vector<std::string> instruction_sets() {
+  std::vector<std::string> names;
+  std::string all = ddsm_instruction_sets();
+  for (size_t at = 0; at < all.size();) {
+    const size_t end = std::min(all.find(' ', at), all.size());
+    names.push_back(all.substr(at, end - at));
+    at = end + 1;
+  }
+  return names;
+}
+
+ddsm_sizes some_sizes(Choices& choices) {
+  ddsm_sizes s = {1, 1 + choices.below(20), 1 + choices.below(20), 1 + choices.below(25), 1 + choices.below(6), 1 + choices.below(9)};
+  switch (choices.below(10)) {
+    case 0: s.k = 1 + choices.below(70), s.v = 1 + choices.below(70); break;
+    case 1: s.rows = 1, s.columns = 1 + choices.below(50), s.batch = choices.below(4); break;
+    case 2: s.rows = 1 + choices.below(50), s.columns = 1, s.batch = choices.below(4); break;
+    case 3: s.rows = choices.below(3), s.columns = choices.below(3), s.batch = choices.below(5); break;
+    case 4: case 5: s.rows = 10 + choices.below(10), s.columns = 14 + choices.below(25), s.n = 5 + choices.below(5); break;
+    default: s.batch = 1 + choices.below(3);
+  }
+  return s;
+}
+
+void complain(const Call& call, const char* what, int64_t which, double number) {
+  if (failures++ > 5) return;
+  const ddsm_sizes& s = call.sizes;
+  fprintf(stderr, "B %lld K %lld V %lld N %lld Y %lld X %lld: %s %lld: %g\n", (long long)s.batch, (long long)s.k,
+          (long long)s.v, (long long)s.n, (long long)s.rows, (long long)s.columns, what, (long long)which, number);
+}
+
+// The bytes of all results, which a second call must give again.
+std::vector<std::vector<uint8_t>> bytes_of(const Call& call) {
+  std::vector<std::vector<uint8_t>> all;
+  for (const Tensor& tensor : call.outputs) all.emplace_back(tensor.memory.get(), tensor.memory.get() + tensor.bytes());
+  return all;
+}
+
+void check_one(Choices& choices, bool alone) {
+  const Call call(choices, some_sizes(choices));
+  int32_t threads = int32_t(2 + choices.below(4));
+  const ddsm_pool pool = {Pool::run, &threads, threads};
+  const ddsm_pool* lent_pool = choices.one_in(3) ? nullptr : &pool;
+  const size_t results = call.positioned() ? 1 : call.outputs.size();  // gradients are for calls without positions
+  ++calls;
+  if (const ddsm_status status = call.forward(lent_pool)) complain(call, ddsm_message(status), status, 0);
+  if (results > 1) {
+    ++calls;
+    if (const ddsm_status status = call.backward(lent_pool)) complain(call, ddsm_message(status), status, 0);
+  }
+  for (size_t i = 0; i < results; ++i)
+    if (!call.outputs[i].intact(call.finite)) complain(call, "not written, or gaps written, of result", int64_t(i), 0);
+  if (call.finite) {
+    const Truth truth(call);
+    for (size_t i = 0; i < results; ++i) {
+      const double error = check::error(call.outputs[i], truth.of[i]);
+      if (!(error <= check::allowed(call.outputs[i]))) complain(call, "relative error of result", int64_t(i), error);
+    }
+  }
+  if (!alone) return;  // others may switch the instruction set in between
+  const auto before = bytes_of(call);
+  call.forward(choices.one_in(2) ? nullptr : &pool);  // threads make no difference to it
+  if (results > 1) call.backward(lent_pool);
+  const auto again = bytes_of(call);
+  for (size_t i = 0; i < results; ++i)
+    if (before[i] != again[i]) complain(call, "not the same bits again: result", int64_t(i), 0);
+}
+
+void check_many(int64_t cases, uint64_t seed, bool alone) {
+  static const std::vector<std::string> sets = instruction_sets();
+  Choices choices(seed);
+  for (int64_t i = 0; i < cases; ++i) {
+    ddsm_use(sets[size_t(choices.below(int64_t(sets.size())))].c_str());
+    if (choices.one_in(50)) ddsm_release_scratch();
+    check_one(choices, alone);
+  }
+}
+
+}  // namespace
+
+int main(int count, char** arguments) {
+  if (count != 4) return 2;
+  const int64_t cases = atoll(arguments[1]), threads = atoll(arguments[3]);
+  const uint64_t seed = strtoull(arguments[2], nullptr, 10);
+  std::vector<std::thread> callers;
+  for (int64_t i = 0; i < threads; ++i)
+    callers.emplace_back(check_many, cases / threads, seed + 1000003u * uint64_t(i), threads == 1);
+  for (std::thread& caller : callers) caller.join();
+  ddsm_release_scratch();
+  printf("%lld calls (%s), %lld runs of a pool, %lld wrong\n", (long long)calls, ddsm_instruction_sets(), (long long)lent,
+         (long long)failures);
+  return failures ? 1 : 0;
+}
