@@ -36,7 +36,7 @@ def measure(pair: Any, options: EngineOptions, backend: str) -> dict[str, Any]:
         "precision": options.precision,
         "size": f"{pair.size[0]}x{pair.size[1]}",
         "threads": options.threads,
-        "sampling": fused["sampling"] or pair.sampling,
+        "sampling": fused["sampling"],
         "peak_mb_fused": fused["peak_mb"],
         "peak_mb_add": add["peak_mb"],
         "ratio": fused["peak_mb"] / add["peak_mb"],
@@ -74,7 +74,7 @@ def main() -> None:
     image = np.zeros((1, artifact.spec.height, artifact.spec.width, 3), np.uint8)
     for _ in range(RUNS):
         engine.run({engine.inputs[0].name: image})
-    peaks |= {"peak_mb": peak_memory_mb(), "sampling": getattr(engine, "sampling", "")}
+    peaks |= {"peak_mb": peak_memory_mb(), "sampling": engine.sampling}
     engine.close()
     print(json.dumps(peaks))
 

@@ -178,6 +178,7 @@ def profile_openvino(path: Path, args: argparse.Namespace, precision: str) -> li
     reader = SamplingReader("fused" if args.sampling == "fused" else "portable", precision)
     core.add_extension(reader.extension())
     compiled = core.compile_model(core.read_model(str(path)), "CPU", settings)
+    reader.compiled()
     request = compiled.create_infer_request()
     image = frame(args.size)
     for _ in range(WARMUP):

@@ -40,7 +40,8 @@ HOMES = {
     "onnxscript": ("export/",),
     # export ends by running the file it wrote, and may not import engines/
     "onnxruntime": ("engines/onnxruntime.py", "export/verify.py"),
-    "openvino": ("engines/openvino.py",),
+    # everything of OpenVINO's passes through one quiet import
+    "openvino": ("engines/openvino_import.py",),
     "tensorrt": ("engines/tensorrt.py", "export/tensorrt/"),
     "tensorrt_rtx": ("engines/tensorrt.py", "export/tensorrt/"),
     "cuda": ("engines/cuda.py", "engines/tensorrt.py", "kernels/cuda.py"),

@@ -1,11 +1,11 @@
 """Runs made-up calls of the CPU kernels under sanitizers, checks the results, and fuzzes their arguments.
 
-    python tools/check_kernels.py [--only address thread memory fuzz] [--cases 20000] [--runs 1000000] [--jobs 2]
+    python tools/check_kernels.py [--only address thread memory fuzz] [--cases 5000] [--runs 1000000] [--jobs 2]
 
 `address` is AddressSanitizer with UBSan, `thread` is ThreadSanitizer, with several callers at once as well, `memory` is
 MemorySanitizer (clang alone has it), `fuzz` is libFuzzer (clang too) with AddressSanitizer and UBSan. Results must be
 those of plain loops in double. All instruction sets that this processor runs take part. Exit code: 0 clean, 1 finding,
-77 a part could not be run here, with the reason.
+2 something does not compile, 77 a part could not be run here.
 """
 
 from __future__ import annotations
@@ -98,11 +98,12 @@ def flags_of(source: Path) -> list[str]:
 
 
 def compile_all(commands: list[list[str]]) -> None:
-    """Runs compilers side by side; a failing one ends the program with what it said."""
+    """Runs compilers side by side; a failing one ends the program, with code 2."""
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         for done in pool.map(lambda command: subprocess.run(command, capture_output=True, text=True), commands):
             if done.returncode:
-                sys.exit(done.stderr[:4000])
+                print(done.stderr[:4000], file=sys.stderr)
+                sys.exit(2)
 
 
 def find_compiler(part: Part, folder: Path) -> str:
@@ -164,7 +165,7 @@ def run(name: str, part: Part, program: Path, options: argparse.Namespace) -> bo
         results = list(calls)
     for line, done in zip(arguments, results, strict=True):
         if done.returncode:
-            print(f"{name}: {program.name} {' '.join(line)} ended with {done.returncode}\n{done.stderr[-6000:]}")
+            print(f"{name}: {program.name} {' '.join(line)} ended with {done.returncode}\n{_finding(done.stderr)}")
             return False
         print(f"{name}: {_summary(done)}", flush=True)
     print(f"{name}: clean, {time.monotonic() - start:.0f} s", flush=True)
@@ -177,11 +178,19 @@ def _summary(done: subprocess.CompletedProcess[str]) -> str:
     return done.stdout.strip() or (stats or ["nothing said"])[0]
 
 
+def _finding(text: str) -> str:
+    """What a sanitizer, or the checks themselves, say of a fault: from the line that names it on."""
+    signs = ("ERROR: ", "WARNING: ", "runtime error: ", "check failed: ")
+    lines = text.splitlines()
+    first = next((i for i, line in enumerate(lines) if any(sign in line for sign in signs)), 0)
+    return "\n".join(lines[first : first + 60])
+
+
 def main() -> int:
     """See the top of the file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=list(PARTS), default=list(PARTS), metavar="PART")
-    parser.add_argument("--cases", type=int, default=20000, help="made-up cases a run, each forward and backward")
+    parser.add_argument("--cases", type=int, default=5000, help="made-up cases a run, each forward and backward")
     parser.add_argument("--runs", type=int, default=1_000_000, help="executions of the fuzzer")
     parser.add_argument("--jobs", type=int, default=2, help="processes at once")
     parser.add_argument("--seed", type=int, default=1)

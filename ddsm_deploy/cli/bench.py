@@ -34,6 +34,9 @@ def bench(
         list[str] | None, typer.Option(help="torch, onnxruntime, openvino, tensorrt…; repeatable.")
     ] = None,
     precision: Annotated[list[str] | None, typer.Option(help="fp32, bf16, int8…; repeatable.")] = None,
+    sampling: Annotated[
+        list[str] | None, typer.Option(help="Of fused files: fused, portable; repeatable; else fused if possible.")
+    ] = None,
     threads: Annotated[int | None, typer.Option(help="Threads of one inference; else the runtime's choice.")] = None,
     runs: Annotated[int, typer.Option(help="Timed runs on each backend.")] = 100,
     seconds: Annotated[float, typer.Option(help="Time limit of each backend's timed runs.")] = 60.0,
@@ -56,6 +59,7 @@ def bench(
     options = BenchOptions(
         backends=tuple(backend or ()),
         precisions=tuple(precision or ()),
+        samplings=tuple(sampling or ()),
         threads=threads,
         runs=runs,
         seconds=seconds,
@@ -107,7 +111,7 @@ def _show(result: BenchResult, console: Console) -> None:
 
 
 def _label(row: Row) -> str:
-    return f"{row.backend} {row.precision}" if row.precision else row.backend
+    return " ".join(word for word in (row.backend, row.precision, row.sampling) if word)
 
 
 def _figure(value: float | None, digits: int) -> str:

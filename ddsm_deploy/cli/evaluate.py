@@ -30,6 +30,9 @@ def evaluate(
     precision: Annotated[
         list[str] | None, typer.Option(help="fp32, bf16…; repeatable; the model's own if left out.")
     ] = None,
+    sampling: Annotated[
+        list[str] | None, typer.Option(help="Of fused files: fused, portable; repeatable; else fused if possible.")
+    ] = None,
     everything: Annotated[
         bool, typer.Option("--all", help="Every file of the model on every backend, at all it can run.")
     ] = False,
@@ -57,6 +60,7 @@ def evaluate(
     options = TableOptions(
         backends=tuple(backend or ()),
         precisions=tuple(precision or ()),
+        samplings=tuple(sampling or ()),
         everything=everything,
         threads=threads,
         boundary_tolerance=boundary_tolerance,
@@ -98,21 +102,21 @@ def _show_table(table: Table, console: Console) -> None:
         drawn = Drawn(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 0, 0, 1))
         for heading in ("file", "written in"):  # the two that wrap where the terminal is narrow
             drawn.add_column(heading, overflow="fold", min_width=10)
-        for heading in ("backend", "runs at"):
+        for heading in ("backend", "runs at", "sampling"):
             drawn.add_column(heading, no_wrap=True)
         for heading in ("mIoU", "Δ", "pixels", "edge F"):
             drawn.add_column(heading, justify="right", no_wrap=True)
         for row in scored:
             if (result := row.result) is not None:
-                names = [escape(row.file), row.written, result.backend, result.precision]
+                names = [escape(row.file), row.written, result.backend, result.precision, result.sampling]
                 delta = "–" if row is scored[0] else f"{round(-(row.drop or 0.0), 2) + 0.0:+.2f}"  # + 0.0: no -0.00
                 scores = [_percent(v) for v in (result.miou, result.pixel_accuracy, result.boundary_f)]
                 drawn.add_row(*names, scores[0], delta, *scores[1:])
         console.print(drawn)
     for row in table.rows:
         if row.error:
-            at = f" {row.task.precision}" if row.task.precision else ""
-            _line(console, f"not run: {row.file} on {row.task.backend}{at}: {row.error}")
+            asked = " ".join(word for word in (row.task.backend, row.task.precision, row.task.sampling) if word)
+            _line(console, f"not run: {row.file} on {asked}: {row.error}")
 
 
 def _show(result: EvalResult, console: Console) -> None:

@@ -31,6 +31,7 @@ def info(
     artifact = resolve(model)
     result = {
         "model": _model_record(artifact),
+        "kernels": _kernels_record(),
         "backends": [_backend_record(status, artifact, load=load) for status in usable_backends()],
         "decisions": _decisions(artifact),
     }
@@ -95,8 +96,28 @@ def _decisions(artifact: Artifact) -> list[dict[str, Any]]:
     ]
 
 
+def _kernels_record() -> dict[str, Any]:
+    """The fused CPU kernels of dynamic sampling, and whether OpenVINO's threads can be lent to them."""
+    from ddsm_deploy import kernels
+    from ddsm_deploy.errors import BackendError
+
+    status = kernels.status()
+    record = {
+        "available": status.available,
+        "file": None if status.path is None else str(status.path),
+        "instruction_sets": list(status.instruction_sets),
+        "reason": status.reason,
+        "openvino_threads": "",
+    }
+    try:
+        kernels.pool_path()
+    except BackendError as exc:
+        record["openvino_threads"] = str(exc)
+    return record
+
+
 def _backend_record(status: BackendStatus, artifact: Artifact, *, load: bool) -> dict[str, Any]:
-    from ddsm_deploy.engines import available_precisions, possible_precisions
+    from ddsm_deploy.engines import available_precisions, possible_precisions, samples
     from ddsm_deploy.errors import BackendError
 
     record: dict[str, Any] = {
@@ -106,6 +127,8 @@ def _backend_record(status: BackendStatus, artifact: Artifact, *, load: bool) ->
         "reason": status.reason,
         "runs_this_model": bool(possible_precisions(artifact, status.backend)),
     }
+    if record["runs_this_model"]:
+        record["sampling"], record["sampling_note"] = samples(status.backend, artifact)
     if load and status.available:
         try:
             record["precisions"] = list(available_precisions(status.backend))
@@ -129,7 +152,8 @@ def _show(result: dict[str, Any], file: TextIO) -> None:
     print("\nprovenance", file=file)
     _print_columns(model["provenance"], file)
     print("\nbackends", file=file)
-    _print_columns({f"{row['backend']} {row['version']}".strip(): _state(row) for row in result["backends"]}, file)
+    states = {f"{row['backend']} {row['version']}".strip(): _state(row) for row in result["backends"]}
+    _print_columns({**states, "fused sampling": _kernels_state(result["kernels"])}, file)
     for decision in result["decisions"]:
         _show_decision(decision, file)
 
@@ -150,6 +174,8 @@ def _show_file(entry: dict[str, Any], file: TextIO) -> None:
 
 
 def _show_decision(decision: dict[str, Any], file: TextIO) -> None:
+    from ddsm_deploy.engines import in_words
+
     facts = decision["facts"]
     asked = {key: value for key, value in facts["options"].items() if value is not None and value != "cpu"}
     for_what = f"for {facts['goal']}" + (f" with {_text(asked)}" if asked else "")
@@ -161,7 +187,7 @@ def _show_decision(decision: dict[str, Any], file: TextIO) -> None:
         figures = [] if trial["ms"] is None else [f"{trial['ms']:.1f} ms"]
         if trial["changed"] is not None:
             figures.append(f"{trial['changed']:.2f} % changed of {trial['allowed']:.2f} allowed")
-        rows[f"{trial['backend']} {trial['precision']}{options}"] = ", ".join(
+        rows[f"{in_words(trial['backend'], trial['precision'], trial['sampling'])}{options}"] = ", ".join(
             [*figures, trial["verdict"], *([trial["reason"]] if trial["reason"] else [])]
         )
     if decision["reference"]:
@@ -191,6 +217,15 @@ def _print_columns(rows: dict[str, str], file: TextIO) -> None:
 def _state(row: dict[str, Any]) -> str:
     if not row["available"]:
         return str(row["reason"])
-    file = "" if row["runs_this_model"] else ", but the model has no file for it"
     precisions = f" ({', '.join(row['precisions'])})" if "precisions" in row else ""
-    return f"usable{precisions}{file}"
+    if not row["runs_this_model"]:
+        return f"usable{precisions}, but the model has no file for it"
+    note = f" ({row['sampling_note']})" if row["sampling_note"] else ""
+    return f"usable{precisions}, samples {row['sampling']}{note}"
+
+
+def _kernels_state(row: dict[str, Any]) -> str:
+    if not row["available"]:
+        return str(row["reason"])
+    alone = f"; in OpenVINO on one thread of each inference ({row['openvino_threads']})"
+    return f"usable ({', '.join(row['instruction_sets'])}){alone if row['openvino_threads'] else ''}"

@@ -38,6 +38,9 @@ def segment(
     precision: Annotated[
         str | None, typer.Option(help="fp32, bf16, int8...; with auto the quickest, else the model's own.")
     ] = None,
+    sampling: Annotated[
+        str | None, typer.Option(help="Of fused files: fused or portable; else fused where it can be had.")
+    ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="With auto: measure now, whatever was kept.")] = False,
     provider: Annotated[str, typer.Option(help="Of onnxruntime: cpu, cuda or tensorrt.")] = "cpu",
     color: Annotated[bool, typer.Option("--color", help="Also write masks in colour.")] = False,
@@ -70,12 +73,14 @@ def segment(
         workers=threads,
         outputs=outputs,
         provider=provider,
+        sampling=sampling,
         fresh=fresh,
     ) as segmenter:
         with _first_interrupt_asks() as stop, _native_messages_apart() as native, _progress(quiet) as progress:
             summary = segment_files(source, segmenter, options, progress=progress, stop=stop)
         choice = segmenter.choice
-        facts = {**summary.to_json(), "backend": segmenter.backend, "precision": segmenter.precision, "choice": choice}
+        ran = {key: getattr(segmenter, key) for key in ("backend", "precision", "sampling", "choice")}
+        facts = {**summary.to_json(), **ran}
 
     _print_failures(summary, native)
     if not quiet:

@@ -33,6 +33,8 @@ def verify(
     backend_b: Annotated[str | None, typer.Option(help="What runs B; likewise.")] = None,
     precision_a: Annotated[str | None, typer.Option(help="fp32, bf16…; else A's own.")] = None,
     precision_b: Annotated[str | None, typer.Option(help="Likewise of B.")] = None,
+    sampling_a: Annotated[str | None, typer.Option(help="fused or portable; else fused if possible.")] = None,
+    sampling_b: Annotated[str | None, typer.Option(help="Likewise of B.")] = None,
     threads: Annotated[int | None, typer.Option(help="Threads of one inference; else the runtime's choice.")] = None,
     max_changed: Annotated[
         float | None,
@@ -76,6 +78,8 @@ def verify(
         backend_b=backend_b,
         precision_a=precision_a,
         precision_b=precision_b,
+        sampling_a=sampling_a,
+        sampling_b=sampling_b,
         threads=threads,
         max_changed=max_changed,
         max_miou_drop=max_miou_drop,

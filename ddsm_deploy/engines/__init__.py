@@ -14,7 +14,15 @@ import sys
 from ddsm_deploy import kernels
 from ddsm_deploy.artifact import Artifact
 from ddsm_deploy.enginefile import read_record
-from ddsm_deploy.engines.base import SAMPLINGS, BaseEngine, Engine, EngineOptions, TensorInfo, graph_sampling
+from ddsm_deploy.engines.base import (
+    SAMPLINGS,
+    BaseEngine,
+    Engine,
+    EngineOptions,
+    TensorInfo,
+    graph_sampling,
+    in_words,
+)
 from ddsm_deploy.errors import BackendError, BackendMissing, ConfigError
 from ddsm_deploy.spec import PRECISIONS
 
@@ -27,6 +35,7 @@ __all__ = [
     "EngineOptions",
     "TensorInfo",
     "available_precisions",
+    "in_words",
     "open_engine",
     "possible_precisions",
     "runs_at",
@@ -180,18 +189,28 @@ def available_precisions(backend: str) -> tuple[str, ...]:
     return _engine_class(backend).precisions()
 
 
-def samples(backend: str, part: Artifact) -> tuple[str, str]:
-    """How a backend samples one file where nothing is asked for, and why no better. Loads the kernels, no runtime.
+def samples(backend: str, artifact: Artifact) -> tuple[str, str]:
+    """How a backend samples with a model's files where nothing is asked for; loads the kernels, but no runtime.
+
+    Returns:
+        ``fused``, ``portable`` or ``gather``, several joined by commas where its files differ, and why no better.
 
     Raises:
-        ArtifactError: it is an engine, and damaged.
+        ArtifactError: one is an engine, and damaged.
     """
-    if FILE_KINDS[backend] == "engine":
-        return read_record(part.file("engine")).sampling or "portable", ""
-    problem = kernels.status().reason
-    if backend == "torch":
-        return ("portable", problem) if problem else ("fused", "")
-    return graph_sampling(backend, part, EngineOptions(), problem=problem)
+    kind, problem = FILE_KINDS[backend], kernels.status().reason
+    found: dict[str, str] = {}
+    for part in artifact.parts():
+        if kind not in part.files or part.target not in ("", backend):
+            continue
+        if kind == "engine":
+            sampling, note = read_record(part.file(kind)).sampling or "portable", ""
+        elif backend == "torch":
+            sampling, note = ("portable", problem) if problem else ("fused", "")
+        else:
+            sampling, note = graph_sampling(backend, part, EngineOptions(), problem=problem)
+        found[sampling] = found.get(sampling, "") or note
+    return ", ".join(found), next((note for note in found.values() if note), "")
 
 
 def usable_backends() -> list[BackendStatus]:

@@ -277,6 +277,11 @@ def graph_sampling(backend: str, artifact: Artifact, options: EngineOptions, *, 
     return ("portable", problem) if problem else ("fused", "")
 
 
+def in_words(backend: str, precision: str, sampling: str) -> str:
+    """What runs: backend, precision, and the sampling where it is not the usual one."""
+    return " ".join([backend, precision, *([] if sampling == "portable" else [sampling])])
+
+
 def written_sampling(artifact: Artifact) -> str:
     """How an ONNX file is written: ``fused``, ``portable`` or ``gather``."""
     return artifact.spec.provenance.get("sampling", "portable")

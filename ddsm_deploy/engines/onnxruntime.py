@@ -92,7 +92,7 @@ def _open_session(path: str, options: EngineOptions, *, fused: bool) -> Any:
     if options.spinning is not None:
         settings.add_session_config_entry("session.intra_op.allow_spinning", str(int(options.spinning)))
     if fused:
-        _register_kernels(settings)
+        register_kernels(settings)
     try:
         session = ort.InferenceSession(path, settings, providers=wanted)
     except Exception as exc:  # its errors share no base class below Exception
@@ -107,7 +107,7 @@ def _open_session(path: str, options: EngineOptions, *, fused: bool) -> Any:
     return session
 
 
-def _register_kernels(settings: Any) -> None:
+def register_kernels(settings: Any) -> None:
     """Gives a session the fused operator; it goes before the function of the same name that the file carries."""
     try:
         settings.register_custom_ops_library(str(kernels.library_path()))

@@ -150,6 +150,7 @@ def _info(port: Any) -> TensorInfo:
 
 
 def _last_line(exc: Exception) -> str:
-    """OpenVINO's messages begin with source positions and end with the reason."""
-    lines = [line.strip() for line in str(exc).splitlines() if line.strip()]
+    """OpenVINO's messages begin with source positions and end with the reason; behind a Python one comes its trace."""
+    text = str(exc).partition("\n\nAt:\n")[0]
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1] if lines else type(exc).__name__

@@ -195,7 +195,7 @@ def _pool() -> kernels.Pool | None:
 def pool_problem() -> str:
     """Why the kernels get one thread of an inference alone; empty where they share all of them."""
     library = _tbb()
-    return f"on one thread of each inference: {library}" if isinstance(library, str) else ""
+    return f"on one thread of each inference ({library})" if isinstance(library, str) else ""
 
 
 @functools.cache
@@ -209,9 +209,9 @@ def _tbb() -> ctypes.PyDLL | str:
     except BackendError as exc:
         return str(exc)
     except OSError as exc:
-        return f"OpenVINO's threads can't be shared ({exc})"
+        return f"OpenVINO's threads can't be shared: {exc}"
     if library.ddsm_tbb_abi() != kernels.ABI or not library.ddsm_tbb_fits():
-        return "OpenVINO's threads can't be shared (its TBB is older than what the kernels were built with)"
+        return "OpenVINO's threads can't be shared: its TBB is older than what the kernels were built with"
     library.ddsm_tbb_pool.restype = kernels.Pool
     return library
 

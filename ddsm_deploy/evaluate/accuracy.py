@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ddsm_deploy.datasets import Dataset
+from ddsm_deploy.engines import in_words
 from ddsm_deploy.errors import InputError
 from ddsm_deploy.evaluate.metrics import BOUNDARY_TOLERANCE, BoundaryScore, ConfusionMatrix, Fractions
 from ddsm_deploy.images import Image, Labels, read_image
@@ -34,6 +35,7 @@ class EvalResult:
         sha256: of the file that ran; None where a caller made the segmenter's engine.
         backend: what ran it.
         precision: what really ran.
+        sampling: likewise; see `ddsm_deploy.engines.Engine`.
         choice: who chose the backend, and why.
         dataset: kind of data set.
         split: the part of it.
@@ -51,6 +53,7 @@ class EvalResult:
     sha256: str | None
     backend: str
     precision: str
+    sampling: str
     choice: str
     dataset: str
     split: str
@@ -62,6 +65,11 @@ class EvalResult:
     per_class: Mapping[str, float]
     boundary_f_per_class: Mapping[str, float]
     pixels: int
+
+    @property
+    def label(self) -> str:
+        """What ran: backend, precision and sampling in words."""
+        return in_words(self.backend, self.precision, self.sampling)
 
     def to_json(self) -> str:
         """The result as JSON text; null for NaN."""
@@ -115,6 +123,7 @@ def evaluate(
         sha256=sha256_of(segmenter.file) if segmenter.file else None,
         backend=segmenter.backend,
         precision=segmenter.precision,
+        sampling=segmenter.sampling,
         choice=segmenter.choice,
         dataset=dataset.name,
         split=dataset.split,

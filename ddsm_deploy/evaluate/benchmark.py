@@ -50,6 +50,7 @@ class BenchOptions:
         backends: of `ddsm_deploy.engines.BACKENDS`; none means all that the model has a file for.
         precisions: tried on each backend; none means all that it may make of the model's files. One that this machine
             can't run becomes a row with its reason.
+        samplings: ``fused``, ``portable`` or both, a row each; none is fused where it can be had.
         threads: of one inference; None leaves it to each runtime.
         runs: timed runs a row.
         seconds: no further round for a row whose timed runs have taken this long.
@@ -59,6 +60,7 @@ class BenchOptions:
 
     backends: tuple[str, ...] = ()
     precisions: tuple[str, ...] = ()
+    samplings: tuple[str, ...] = ()
     threads: int | None = None
     runs: int = 100
     seconds: float = 60.0
@@ -71,6 +73,8 @@ class BenchOptions:
                 raise ConfigError(f"backend is {backend!r}; expected one of {', '.join(BACKENDS)}")
         for precision in (None, *self.precisions):
             EngineOptions(precision=precision, threads=self.threads)  # checks both
+        for sampling in self.samplings:
+            EngineOptions(sampling=sampling)
         if self.runs < 1:
             raise ConfigError(f"runs is {self.runs}; expected at least 1")
         if self.warm_up < 0:
@@ -86,6 +90,7 @@ class Row:
     Attributes:
         backend: as asked for.
         precision: what really ran; what was asked for where nothing ran (None: the model's own).
+        sampling: likewise.
         threads: as asked for; None leaves it to the runtime.
         load_ms: from nothing imported to ready: importing the runtime, reading and compiling the model.
         first_ms: the first inference, end to end.
@@ -98,6 +103,7 @@ class Row:
     backend: str
     precision: str | None
     threads: int | None
+    sampling: str | None = None
     load_ms: float = math.nan
     first_ms: float = math.nan
     latencies_ms: tuple[float, ...] = ()
@@ -116,7 +122,7 @@ class Row:
 
     def fields(self) -> dict[str, Any]:
         """The row as JSON values."""
-        asked = {"backend": self.backend, "precision": self.precision, "threads": self.threads, "batch": 1}
+        asked = {key: getattr(self, key) for key in ("backend", "precision", "sampling", "threads")} | {"batch": 1}
         if self.error:
             return {**asked, "error": self.error}
         return {
@@ -225,6 +231,7 @@ def _tasks(model: str | Path | None, artifact: Artifact, options: BenchOptions, 
             model=None if model is None else str(model),
             backend=status.backend,
             precision=precision,
+            sampling=sampling,
             threads=options.threads,
             warm_up=options.warm_up,
             images=tuple(images),
@@ -232,6 +239,7 @@ def _tasks(model: str | Path | None, artifact: Artifact, options: BenchOptions, 
         for status in _wanted(artifact, options)
         if status.available
         for precision in dict.fromkeys(options.precisions) or _tried(artifact, status.backend)
+        for sampling in dict.fromkeys(options.samplings) or [None]
     ]
 
 
@@ -272,7 +280,7 @@ def _alternate(workers: list[Worker], options: BenchOptions, report: Callable[[s
             return
         for worker in waiting:
             done = sum(len(w.times) for w in workers)
-            report(f"{worker.task.backend} {worker.precision}", done, planned)
+            report(f"{worker.task.backend} {worker.precision} {worker.sampling}", done, planned)
             worker.round(min(ROUND, options.runs - len(worker.times)))
 
 
@@ -281,7 +289,7 @@ class Worker:
 
     def __init__(self, task: Task) -> None:
         self.task = task
-        self.precision = task.precision
+        self.precision, self.sampling = task.precision, task.sampling
         self.times: list[tuple[float, float]] = []
         self.error = ""
         self._peak_mb: float | None = None
@@ -296,7 +304,7 @@ class Worker:
         )
         answer = self._ask(dataclasses.asdict(self.task))
         if not self.error:
-            self.precision = answer["precision"]
+            self.precision, self.sampling = answer["precision"], answer["sampling"]
             self._load_ms, self._first_ms = answer["load_ms"], answer["first_ms"]
         return self
 
@@ -326,13 +334,18 @@ class Worker:
 
     def row(self) -> Row:
         """The figures so far, or the error."""
-        if self.error:
-            return Row(backend=self.task.backend, precision=self.precision, threads=self.task.threads, error=self.error)
-        latencies, inferences = zip(*self.times, strict=True)
-        return Row(
+        row = Row(
             backend=self.task.backend,
             precision=self.precision,
+            sampling=self.sampling,
             threads=self.task.threads,
+            error=self.error,
+        )
+        if self.error:
+            return row
+        latencies, inferences = zip(*self.times, strict=True)
+        return dataclasses.replace(
+            row,
             latencies_ms=latencies,
             inferences_ms=inferences,
             load_ms=self._load_ms,

@@ -248,7 +248,9 @@ def _relative(error: float, scale: float) -> float:
 
 
 def _engine(segmenter: Segmenter, path: Path, threads: int | None) -> Engine:
-    return open_engine(resolve(path), segmenter.backend, EngineOptions(precision=segmenter.precision, threads=threads))
+    sampling = None if segmenter.options is None else segmenter.options.sampling
+    options = EngineOptions(precision=segmenter.precision, threads=threads, sampling=sampling)
+    return open_engine(resolve(path), segmenter.backend, options)
 
 
 def written_precision(file: Path) -> str:

@@ -26,11 +26,13 @@ class Side:
         backend: what runs it; None is the backend that its file was written for, or else the first of ``onnxruntime``,
             ``openvino`` and the others that is installed and can run it at `precision`.
         precision: what it must run at; None is its own.
+        sampling: how it must sample; None is fused where it can be had.
     """
 
     model: Model = None
     backend: str | None = None
     precision: str | None = None
+    sampling: str | None = None
 
 
 class Pair:
@@ -69,7 +71,7 @@ class Pair:
 
     @property
     def names(self) -> tuple[str, str]:
-        """A and B in words: file, backend, precision."""
+        """A and B in words: file, backend, precision, sampling."""
         return describe(self.a), describe(self.b)
 
     def predict(self, image: Image) -> tuple[Segmentation, Segmentation, tuple[Logits, Logits] | None]:
@@ -90,9 +92,9 @@ class Pair:
 
 
 def describe(segmenter: Segmenter) -> str:
-    """What runs, in words: ``model.onnx on openvino bf16``."""
+    """What runs, in words: ``model.onnx on openvino bf16 fused``."""
     file = segmenter.file.name if segmenter.file else segmenter.spec.name
-    return f"{file} on {segmenter.backend} {segmenter.precision}"
+    return f"{file} on {segmenter.label}"
 
 
 def _open(side: Side, threads: int | None, *, size: tuple[int, int] | None = None) -> Segmenter:
@@ -107,7 +109,7 @@ def _open(side: Side, threads: int | None, *, size: tuple[int, int] | None = Non
         threads=threads,
         size=size,
         warm_up=False,
-        options=EngineOptions(outputs=outputs),
+        options=EngineOptions(outputs=outputs, sampling=side.sampling),
     )
 
 
@@ -125,10 +127,10 @@ def _default_backend(artifact: Artifact, precision: str | None) -> str:
 
 
 def _check(a: Segmenter, b: Segmenter) -> None:
-    if (a.file, a.backend, a.precision) == (b.file, b.backend, b.precision):
+    if (a.file, a.label) == (b.file, b.label):
         raise ConfigError(
             f"A and B are one and the same, {describe(a)}, and would always agree; name another file, or say "
-            "--backend-b or --precision-b"
+            "--backend-b, --precision-b or --sampling-b"
         )
     if a.spec.classes != b.spec.classes:
         only = [", ".join(c for c in x.spec.classes if c not in y.spec.classes) for x, y in ((a, b), (b, a))]

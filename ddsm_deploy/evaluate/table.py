@@ -28,6 +28,7 @@ class TableOptions:
         backends: one or more backends, or ``auto``; none is ``auto``, and with `everything` all of them, of which those
             that are not usable here say so.
         precisions: likewise; none is each file's own, and with `everything` all that a backend can make of a file.
+        samplings: ``fused``, ``portable`` or both, a row each; none is fused where it can be had.
         everything: every file of each model on every backend that reads it. A file that was written for one of the
             backends that read ONNX runs on that one alone; one for TensorRT is scored on all that read ONNX, for its
             graph is what TensorRT computes.
@@ -37,6 +38,7 @@ class TableOptions:
 
     backends: tuple[str, ...] = ()
     precisions: tuple[str, ...] = ()
+    samplings: tuple[str, ...] = ()
     everything: bool = False
     threads: int | None = None
     boundary_tolerance: int = BOUNDARY_TOLERANCE
@@ -49,6 +51,8 @@ class TableOptions:
             raise ConfigError("every backend and the one that is chosen by measurement: give --all or --backend auto")
         for precision in self.precisions or (None,):
             EngineOptions(precision=precision, threads=self.threads)  # says now what is wrong with them
+        for sampling in self.samplings:
+            EngineOptions(sampling=sampling)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,12 +63,14 @@ class Task:
         artifact: the model, or one file of it.
         backend: one of `BACKENDS`, or ``auto``.
         precision: what it must run at; None is its own.
+        sampling: how it must sample; None is fused where it can be had.
         named: whether the caller asked for this very row; if so, that it can't run is an error.
     """
 
     artifact: Artifact
     backend: str
     precision: str | None
+    sampling: str | None
     named: bool
 
 
@@ -118,7 +124,7 @@ class Table:
         for row in self.rows:
             if row.result is None:
                 continue
-            name = "" if len(self.rows) == 1 else f"{row.file} on {row.result.backend} {row.result.precision}: "
+            name = "" if len(self.rows) == 1 else f"{row.file} on {row.result.label}: "
             if min_miou is not None and not row.result.miou >= min_miou:
                 found.append(f"{name}mIoU is {row.result.miou:.3f}; expected at least {min_miou:g}")
             if max_drop is not None and not (row.drop is not None and row.drop <= max_drop):
@@ -171,11 +177,12 @@ def tasks(models: Sequence[Model], options: TableOptions) -> list[Task]:
         if options.everything:
             found += list(_everything(artifact, options))
         else:
-            named = bool(options.backends or options.precisions or len(models) > 1)
+            named = bool(options.backends or options.precisions or options.samplings or len(models) > 1)
             found += [
-                Task(artifact=artifact, backend=backend, precision=precision, named=named)
+                Task(artifact=artifact, backend=backend, precision=precision, sampling=sampling, named=named)
                 for backend in options.backends or (AUTO,)
                 for precision in options.precisions or (None,)
+                for sampling in options.samplings or (None,)
             ]
     return found
 
@@ -194,21 +201,21 @@ def _everything(artifact: Artifact, options: TableOptions) -> Iterator[Task]:
                 with contextlib.suppress(BackendError):  # the row says the same when its turn comes
                     own = (None, *runs_at(backend, part)[1:])
             for precision in options.precisions or own:
-                yield Task(artifact=part, backend=backend, precision=precision, named=False)
+                for sampling in options.samplings or (None,):
+                    yield Task(artifact=part, backend=backend, precision=precision, sampling=sampling, named=False)
 
 
 def _row(task: Task, dataset: Dataset, options: TableOptions, progress: Callable[[str, int, int], None] | None) -> Row:
     artifact = task.artifact
     try:
-        segmenter = Segmenter.open(
-            artifact, backend=task.backend, precision=task.precision, threads=options.threads, warm_up=False
-        )
+        asked = EngineOptions(precision=task.precision, threads=options.threads, sampling=task.sampling)
+        segmenter = Segmenter.open(artifact, backend=task.backend, warm_up=False, options=asked)
     except (BackendError, ArtifactError) as exc:
         (part, *more) = artifact.parts()
         name = artifact.name if more else next(iter(part.files.values())).name
         return Row(file=name, written=_written(part), task=task, error=str(exc))
     with segmenter:
-        text = f"{segmenter.backend} {segmenter.precision}"
+        text = segmenter.label
         result = evaluate(
             segmenter,
             dataset,

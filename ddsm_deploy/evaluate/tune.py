@@ -105,6 +105,7 @@ class Row:
         asked = {
             "backend": one.backend,
             "precision": one.precision,
+            "sampling": one.sampling,
             "options": dict(one.options),
             "batch": self.batch,
             "workers": self.workers,

@@ -37,6 +37,8 @@ class VerifyOptions:
         backend_b: likewise for B.
         precision_a: what A must run at; None is its own.
         precision_b: likewise for B.
+        sampling_a: how A must sample, ``fused`` or ``portable``; None is fused where it can be had.
+        sampling_b: likewise for B.
         threads: threads of one inference.
         max_changed: most per cent of the pixels (0..100) whose class may differ; None takes it from `MAX_CHANGED`.
         max_miou_drop: most points that B's mIoU may lie below A's; needs `dataset`.
@@ -55,6 +57,8 @@ class VerifyOptions:
     backend_b: str | None = None
     precision_a: str | None = None
     precision_b: str | None = None
+    sampling_a: str | None = None
+    sampling_b: str | None = None
     threads: int | None = None
     max_changed: float | None = None
     max_miou_drop: float | None = None
@@ -86,7 +90,7 @@ class VerifyResult(ParityResult):
     """A `ParityResult` that knows what was compared.
 
     Attributes:
-        a: A's file, backend and precision, in words.
+        a: A's file, backend, precision and sampling, in words.
         b: B's.
         layers: the comparison layer by layer on the worst frames, where it was asked for. It has no part in the
             verdict: a layer may differ and the classes be the same.
@@ -133,8 +137,13 @@ def verify(
         return lambda done, total: progress(text, done, total) if progress else None
 
     sides = (
-        Side(model=a, backend=options.backend_a, precision=options.precision_a),
-        Side(model=a if b is None else b, backend=options.backend_b, precision=options.precision_b),
+        Side(model=a, backend=options.backend_a, precision=options.precision_a, sampling=options.sampling_a),
+        Side(
+            model=a if b is None else b,
+            backend=options.backend_b,
+            precision=options.precision_b,
+            sampling=options.sampling_b,
+        ),
     )
     with Pair(*sides, threads=options.threads) as pair:
         if options.layers is not None:

@@ -17,6 +17,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
+from ddsm_deploy.engines import EngineOptions
 from ddsm_deploy.errors import DdsmError
 from ddsm_deploy.evaluate.machine import peak_memory_mb
 from ddsm_deploy.images import Image, read_image
@@ -37,6 +38,7 @@ class Task:
         model: file, bundle folder, or shipped name; None is the default model.
         backend: one of `ddsm_deploy.engines.BACKENDS`.
         precision: asked for; None is the model's own.
+        sampling: asked for; None is fused where it can be had.
         threads: of one inference; None leaves it to the runtime.
         warm_up: untimed runs before the first timed one.
         images: files to run on in turn; none means one image of uniform noise at the model's input size.
@@ -45,6 +47,7 @@ class Task:
     model: str | None
     backend: str
     precision: str | None
+    sampling: str | None
     threads: int | None
     warm_up: int
     images: tuple[str, ...]
@@ -61,15 +64,15 @@ def serve(commands: TextIO, replies: TextIO) -> None:
     try:
         pictures = [read_image(path) for path in task.images]
         start = time.perf_counter()
-        with Segmenter.open(
-            task.model, backend=task.backend, precision=task.precision, threads=task.threads, warm_up=False
-        ) as segmenter:
+        options = EngineOptions(precision=task.precision, threads=task.threads, sampling=task.sampling)
+        with Segmenter.open(task.model, backend=task.backend, warm_up=False, options=options) as segmenter:
             load_ms = _since(start)
             pictures = pictures or [_noise(segmenter.spec.height, segmenter.spec.width)]
             run = _runner(segmenter, pictures)
             first_ms, _ = run()
             _warm_up(run, task.warm_up)
-            reply({"precision": segmenter.precision, "load_ms": load_ms, "first_ms": first_ms})
+            ran = {"precision": segmenter.precision, "sampling": segmenter.sampling}
+            reply({**ran, "load_ms": load_ms, "first_ms": first_ms})
             for line in commands:
                 for _ in range(SETTLING_RUNS):
                     run()

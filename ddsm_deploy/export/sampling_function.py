@@ -122,7 +122,10 @@ _BODY = f"""
 
 def sampling_function() -> FunctionProto:
     """The body: opset 19, float32, any batch, sizes, K, V and N."""
-    return parser.parse_function(_BODY)
+    function = parser.parse_function(_BODY)
+    for node in function.node:
+        node.name = node.output[0]  # ONNX Runtime 1.20 refuses the file where it inlines nodes without names
+    return function
 
 
 def is_sampling(node: NodeProto) -> bool:

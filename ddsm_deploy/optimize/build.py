@@ -69,6 +69,7 @@ class _Source:
     part: Artifact
     graph: Graph
     fused: Graph | None
+    plugin: builder.Plugin | None  # of `fused`
     spec: ModelSpec  # of `graph`
     converted: bool
     reference: Artifact | None  # the float32 form of the same model; None where there is none
@@ -170,10 +171,13 @@ def _source(artifact: Artifact, options: BuildOptions, model: Any) -> _Source:
     spec = part.spec.replace(precision=wanted).with_provenance(target=options.target)
     if sampling_nodes(graph):
         spec = spec.with_provenance(sampling="portable")  # what `inline_sampling` makes of them
+    plain = inline_sampling(graph)
+    fused = plugin_graph(graph) if options.sampling == "fused" else None
     return _Source(
         part=part,
-        graph=inline_sampling(graph),
-        fused=plugin_graph(graph) if options.sampling == "fused" else None,
+        graph=plain,
+        fused=fused,
+        plugin=None if fused is None else _plugin(fused),
         spec=spec,
         converted=converted,
         reference=_pick(artifact, "fp32", options),
@@ -208,7 +212,7 @@ def _job(
         engine=engine,
         sampling=tuple(guard.Graph(built).sampling_modes()),
         profiles=profiles,
-        plugin=None if source.fused is None else _plugin(source.fused),
+        plugin=source.plugin,
         compute_capabilities=options.compute_capabilities,
         workspace=None if options.workspace is None else round(options.workspace * 2**30),
         timing_cache=options.timing_cache,

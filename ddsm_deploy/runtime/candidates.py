@@ -42,6 +42,7 @@ class Candidate:
     backend: str
     precision: str
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    sampling: str = "portable"
     engine: Engine | None = None
     ms: float | None = None
     changed: float | None = None
@@ -54,6 +55,7 @@ class Candidate:
             backend=self.backend,
             precision=self.precision,
             options=dict(self.options),
+            sampling=self.sampling,
             ms=self.ms,
             changed=self.changed,
             allowed=self.allowed,
@@ -69,7 +71,8 @@ class Candidates:
     Attributes:
         found: those that opened, and with an objection those of the model's variants that did not.
         others: reasons why the others are none, a phrase each.
-        reference: computes in float32; None where the model has no such file here. It may be one of `found`.
+        reference: computes in float32, with standard operators alone; None where the model has no such file here. It
+            may be one of `found`.
     """
 
     found: list[Candidate] = dataclasses.field(default_factory=list)
@@ -102,6 +105,8 @@ def open_candidates(artifact: Artifact, options: EngineOptions) -> Iterator[Cand
             for precision in _precisions(artifact, backend, options):
                 _open(candidates, artifact, backend, dataclasses.replace(options, precision=precision))
         exact = [candidate.engine for candidate in candidates.running if candidate.precision == "fp32"]
+        # our own kernels are judged too, beside standard operators
+        exact = [engine for engine in exact if engine is not None and engine.sampling != "fused"]
         if candidates.running and not exact:
             extra = _open_reference(artifact, options)
         candidates.reference = exact[0] if exact else extra
@@ -228,12 +233,24 @@ def _open(candidates: Candidates, artifact: Artifact, backend: str, options: Eng
             candidates.others.append(str(exc))
     else:
         precision = options.precision or engine.precision
-        candidates.found.append(Candidate(backend=backend, precision=precision, engine=engine))
+        candidates.found.append(
+            Candidate(backend=backend, precision=precision, sampling=engine.sampling, engine=engine)
+        )
+        note = sampling_note(engine)
+        if note and note not in candidates.others:
+            candidates.others.append(note)
+
+
+def sampling_note(engine: Engine) -> str:
+    """What is to be said of how an engine samples; empty where there is nothing."""
+    return f"{engine.backend} samples {engine.sampling}: {engine.sampling_note}" if engine.sampling_note else ""
 
 
 def _open_reference(artifact: Artifact, options: EngineOptions) -> Engine | None:
     for backend in BACKENDS:
         if backend in usable_here(artifact, []):
-            with contextlib.suppress(DdsmError):
-                return open_engine(artifact, backend, dataclasses.replace(options, precision="fp32"))
+            for sampling in ("portable", None):  # None: as a file is written that is neither fused nor portable
+                with contextlib.suppress(DdsmError):
+                    wanted = dataclasses.replace(options, precision="fp32", sampling=sampling)
+                    return open_engine(artifact, backend, wanted)
     return None

@@ -12,7 +12,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from ddsm_deploy.artifact import Artifact
-from ddsm_deploy.engines import Engine, EngineOptions, open_engine, select
+from ddsm_deploy.engines import Engine, EngineOptions, in_words, open_engine, select
 from ddsm_deploy.errors import BackendError, ConfigError, DdsmError, GateError
 from ddsm_deploy.images import Image
 from ddsm_deploy.runtime.candidates import (
@@ -22,6 +22,7 @@ from ddsm_deploy.runtime.candidates import (
     fixed_size,
     judge,
     open_candidates,
+    sampling_note,
     time_all,
 )
 from ddsm_deploy.runtime.decisions import CHOSEN, Decision, facts_of, keep, now, recall
@@ -60,7 +61,10 @@ def open_named(artifact: Artifact, backend: str, options: EngineOptions, reason:
     """
     engine = open_engine(artifact, backend, options)
     part = select(artifact, backend, options.precision)
-    return Choice(engine, part, options, reason or f"{backend}, as asked for")
+    if not reason:
+        note = sampling_note(engine)
+        reason = "; ".join([f"{backend}, as asked for", *([note] if note else [])])
+    return Choice(engine, part, options, reason)
 
 
 def open_decided(artifact: Artifact, decision: Decision, options: EngineOptions) -> Choice:
@@ -133,7 +137,7 @@ def pick(found: Sequence[Candidate], name: str) -> Candidate:
     """
     passed = [candidate for candidate in found if not candidate.objection and candidate.ms is not None]
     if not passed:
-        why = "; ".join(f"{one.backend} {one.precision}: {one.objection}" for one in found)
+        why = "; ".join(f"{one.trial().label()}: {one.objection}" for one in found)
         raise GateError(f"no backend gives what {name} gives in fp32: {why}; name a backend to run it all the same")
     fastest = min(candidate.ms or 0.0 for candidate in passed)
     near = [candidate for candidate in passed if (candidate.ms or 0.0) <= NEAR * fastest]
@@ -158,7 +162,7 @@ def decide(
         others=(*candidates.others, *([NOT_COMPARED] if gate is None else [])),
         frames=frames.source,
         noise=None if gate is None else gate.noise,
-        reference="" if reference is None else f"{reference.backend} {reference.precision}",
+        reference="" if reference is None else in_words(reference.backend, reference.precision, reference.sampling),
         measured=now(),
     )
 
@@ -172,11 +176,9 @@ def _take(candidate: Candidate, artifact: Artifact, options: EngineOptions, reas
 
 
 def _only(candidates: Candidates) -> str:
-    only = candidates.found[0]
+    label = candidates.found[0].trial().label()
     compared = [] if candidates.reference is not None else [NOT_COMPARED]
-    return "; ".join(
-        [f"{only.backend} {only.precision}, the only one that can run this", *candidates.others, *compared]
-    )
+    return "; ".join([f"{label}, the only one that can run this", *candidates.others, *compared])
 
 
 def _open_torch(artifact: Artifact, options: EngineOptions, others: Sequence[str]) -> Choice:
@@ -186,5 +188,5 @@ def _open_torch(artifact: Artifact, options: EngineOptions, others: Sequence[str
         choice = open_named(artifact, "torch", options)
     except (BackendError, ConfigError) as exc:
         raise BackendError(f"no backend can run {artifact.name}: {'; '.join([*others, str(exc)])}") from exc
-    reason = f"torch {choice.engine.precision}, the only one that can run this"
+    reason = f"{in_words('torch', choice.engine.precision, choice.engine.sampling)}, the only one that can run this"
     return dataclasses.replace(choice, reason="; ".join([reason, *others]))

@@ -21,11 +21,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ddsm_deploy import kernels
 from ddsm_deploy.artifact import Artifact
 from ddsm_deploy.bundlefile import describe
 from ddsm_deploy.cache import cache_folder
-from ddsm_deploy.engines import BACKENDS, EngineOptions, usable_backends
-from ddsm_deploy.errors import ConfigError
+from ddsm_deploy.engines import BACKENDS, EngineOptions, in_words, usable_backends
+from ddsm_deploy.errors import BackendError, ConfigError
 from ddsm_deploy.spec import sha256_of
 
 FORMAT = 1
@@ -43,6 +44,7 @@ class Trial:
         backend: of `ddsm_deploy.engines.BACKENDS`.
         precision: asked for.
         options: other options of the engine that were tried here, beyond what the caller asked for.
+        sampling: how dynamic sampling really ran; see `ddsm_deploy.engines.Engine`.
         ms: median time of an inference, milliseconds; None where it was not timed.
         changed: per cent of the pixels whose class differs from the reference's; None where it was not compared.
         allowed: most per cent that may.
@@ -53,6 +55,7 @@ class Trial:
     backend: str
     precision: str
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    sampling: str = "portable"
     ms: float | None = None
     changed: float | None = None
     allowed: float | None = None
@@ -67,6 +70,8 @@ class Trial:
             raise ConfigError(f"no trial: its figures are {numbers}")
         if (self.changed is not None and self.allowed is None) or not isinstance(self.reason, str):
             raise ConfigError(f"no trial: {self.changed} % changed of {self.allowed}, {self.reason!r}")
+        if not isinstance(self.sampling, str):
+            raise ConfigError(f"no trial: sampling {self.sampling!r}")
         self.applied(EngineOptions())  # checks them
 
     def applied(self, base: EngineOptions) -> EngineOptions:
@@ -77,8 +82,9 @@ class Trial:
             raise ConfigError(f"no trial: options {self.options!r}") from exc
 
     def label(self) -> str:
-        """Backend, precision and options in words."""
-        return " ".join([self.backend, self.precision, *(f"{key}={value}" for key, value in self.options.items())])
+        """Backend, precision, sampling where it is not the usual one, and options in words."""
+        options = [f"{key}={value}" for key, value in self.options.items()]
+        return " ".join([in_words(self.backend, self.precision, self.sampling), *options])
 
     def text(self) -> str:
         """One phrase with its figures."""
@@ -190,7 +196,7 @@ def facts_of(
         "size": size,
         "goal": goal,
         "frames": frames,
-        "versions": {"ddsm-deploy": _own_version()}
+        "versions": {"ddsm-deploy": _own_version(), "kernels": _kernels()}
         | {status.backend: status.version for status in usable_backends() if status.available},
         "machine": _machine(),
     }
@@ -261,6 +267,17 @@ def _own_version() -> str:
     import importlib.metadata
 
     return importlib.metadata.version("ddsm-deploy")
+
+
+def _kernels() -> str:
+    """Which fused kernels can be used: instruction sets, and hashes of the libraries; empty where there are none."""
+    status = kernels.status()
+    if status.path is None:
+        return ""
+    libraries = [status.path]
+    with contextlib.suppress(BackendError):
+        libraries.append(kernels.pool_path())
+    return " ".join([*status.instruction_sets, *(sha256_of(path)[:16] for path in libraries)])
 
 
 def _machine() -> dict[str, Any]:

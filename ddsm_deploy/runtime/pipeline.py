@@ -149,6 +149,7 @@ def open_for_batch(
     workers: int | None = None,
     outputs: tuple[str, ...] = ("mask",),
     provider: str = "cpu",
+    sampling: str | None = None,
     fresh: bool = False,
 ) -> Segmenter:
     """Opens a model as `segment_files` runs it best: each inference on one thread, as many side by side as `workers`.
@@ -161,13 +162,14 @@ def open_for_batch(
         workers: None is one a core.
         outputs: those wanted; others are not computed.
         provider: of onnxruntime.
+        sampling: ``fused`` or ``portable``; None is fused where it can be had.
         fresh: for ``auto``: measure now, whatever was kept.
 
     Raises:
         DdsmError: as `Segmenter.open`.
     """
     artifact = resolve(model)
-    options = EngineOptions(precision=precision, outputs=outputs, provider=provider)
+    options = EngineOptions(precision=precision, outputs=outputs, provider=provider, sampling=sampling)
     count = workers or usable_cores()
     if backend == AUTO and not fresh and count == usable_cores():
         tuned = recall(facts_of(artifact, options, goal="throughput"))

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ddsm_deploy.artifact import Artifact, resolve
-from ddsm_deploy.engines import FILE_KINDS, Engine, EngineOptions
+from ddsm_deploy.engines import FILE_KINDS, Engine, EngineOptions, in_words
 from ddsm_deploy.errors import ConfigError, InputError
 from ddsm_deploy.images import Image
 from ddsm_deploy.runtime.candidates import fixed_size
@@ -38,6 +38,7 @@ class Segmenter:
         spec: classes, palette and all else about the model.
         backend: which backend runs.
         precision: what its arithmetic really runs at.
+        sampling: how dynamic sampling really runs: ``fused``, ``portable`` or ``gather``.
         outputs: names of the outputs that the engine gives.
         choice: who chose the backend, and why.
         file: the model file that runs; None where a caller made the engine.
@@ -57,6 +58,7 @@ class Segmenter:
         self.spec = spec
         self.backend = engine.backend
         self.precision = engine.precision
+        self.sampling = engine.sampling
         self.outputs = tuple(info.name for info in engine.outputs)
         self.choice = choice
 
@@ -126,6 +128,11 @@ class Segmenter:
             choice.engine.close()
             raise
         return segmenter
+
+    @property
+    def label(self) -> str:
+        """Backend, precision and sampling in words."""
+        return in_words(self.backend, self.precision, self.sampling)
 
     @property
     def fit(self) -> str:
@@ -211,7 +218,7 @@ class Segmenter:
 
     def __repr__(self) -> str:
         size = "any size" if self._size is None else f"{self._size[0]}x{self._size[1]}"
-        return f"<Segmenter {self.spec.name} on {self.backend} {self.precision}, {size}>"
+        return f"<Segmenter {self.spec.name} on {self.label}, {size}>"
 
     def _placement(self, image_size: tuple[int, ...]) -> tuple[int, int, int, int]:
         """Height, width, top and left of the image inside the network's input."""

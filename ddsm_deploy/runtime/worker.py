@@ -106,6 +106,7 @@ class Worker:
             "model": self.identity.sha256,
             "backend": self.segmenter.backend,
             "precision": self.segmenter.precision,
+            "sampling": self.segmenter.sampling,
             "ms": {stage: round(seconds * 1e3, 3) for stage, seconds in times.items()},
         }
 

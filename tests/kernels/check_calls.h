@@ -1,8 +1,8 @@
-// Calls of the CPU kernels, made up from a seed or from a fuzzer's bytes, and what they must give: plain loops in double.
+// Calls of the CPU kernels, made up from a seed or from a fuzzer's bytes.
 //
-// Each tensor is an allocation of its own, exactly as large as its strides need, so that AddressSanitizer sees every step
-// beyond one. What lies between the elements of a view is NaN at first: a result shows it if it is read, and `intact` if
-// it is written.
+// Each tensor is an allocation of its own, exactly as large as its strides need, so that AddressSanitizer sees every
+// step beyond one. What lies between the elements of a view is NaN at first: a result shows it if it is read, and
+// `intact` if it is written.
 #ifndef CHECK_CALLS_H
 #define CHECK_CALLS_H
 
@@ -71,9 +71,9 @@ struct Tensor {
   // Any order of the axes, with gaps or without, forwards or backwards; `written` ones never overlap themselves.
   Tensor(Choices& choices, int64_t batch, int64_t channels, int64_t pixels, int32_t type_, bool written)
       : count{batch, channels, pixels}, type(type_) {
-    static const Axis orders[][kAxes] = {{kPixel, kChannel, kBatch}, {kPixel, kChannel, kBatch}, {kChannel, kPixel, kBatch},
-                                         {kChannel, kPixel, kBatch}, {kPixel, kBatch, kChannel}, {kChannel, kBatch, kPixel},
-                                         {kBatch, kPixel, kChannel}, {kBatch, kChannel, kPixel}};
+    static const Axis orders[][kAxes] = {
+        {kPixel, kChannel, kBatch}, {kPixel, kChannel, kBatch}, {kChannel, kPixel, kBatch}, {kChannel, kPixel, kBatch},
+        {kPixel, kBatch, kChannel}, {kChannel, kBatch, kPixel}, {kBatch, kPixel, kChannel}, {kBatch, kChannel, kPixel}};
     int64_t step = choices.one_in(6) ? 1 + choices.below(3) : 1;
     for (const Axis axis : orders[choices.below(8)]) {  // innermost first
       stride[axis] = step;
@@ -159,7 +159,7 @@ struct Call {
   ddsm_sizes sizes;
   std::vector<Tensor> inputs;             // query, key, value, offset, gradient of the output
   std::vector<Tensor> outputs;            // the output, gradients of query, key, value, offset
-  std::unique_ptr<float[]> positions[4];  // of query by row and by column, of key likewise; there in forward calls alone
+  std::unique_ptr<float[]> positions[4];  // of query by row and by column, of key likewise; for forward calls alone
   bool finite = true;                     // whether query, key, value and gradient are numbers of ordinary size
 
   int64_t channels(int i) const { return i < 2 ? sizes.k : i == 3 ? 2 * sizes.n : sizes.v; }
@@ -168,7 +168,8 @@ struct Call {
   double at(int i, int64_t b, int64_t c, int64_t p) const {
     const double number = inputs[size_t(i)].at(b, c, p);
     if (i > 1 || !positions[2 * i]) return number;
-    return number + positions[2 * i][p / sizes.columns * sizes.k + c] + positions[2 * i + 1][p % sizes.columns * sizes.k + c];
+    const int64_t row = p / sizes.columns, column = p % sizes.columns;
+    return number + positions[2 * i][row * sizes.k + c] + positions[2 * i + 1][column * sizes.k + c];
   }
 
   Call(Choices& choices, const ddsm_sizes& given) : sizes(given) {

@@ -1,7 +1,7 @@
-// A libFuzzer target on the arguments of the CPU kernels: sizes of any value, views that are missing or of no type, strides
-// of any kind that fit their buffers, offsets of any bits, pools that claim any number of threads. A call must give the
-// status that is due; a good one the right numbers, nothing outside its buffers, and the same bits whatever the pool.
-// Built by tools/check_kernels.py.
+// A libFuzzer target on the arguments of the CPU kernels: sizes of any value, views that are missing or of no type,
+// strides of any kind that fit their buffers, offsets of any bits, pools that claim any number of threads. A call must
+// give the status that is due; a good one the right numbers, nothing outside its buffers, and the same bits whatever
+// the pool. Built by tools/check_kernels.py.
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -29,9 +29,9 @@ void run_backwards(void*, int64_t count, ddsm_task task, void* data) {
 }
 
 int64_t some_size(Choices& choices) {
-  static const int64_t sizes[] = {0,          -1,        1,          2,        25,         26,         64,       65536, 65537,
-                                  1 << 24,    (1 << 24) + 1, INT32_MAX, INT32_MAX - 2, INT64_C(1) << 31, INT64_C(1) << 32,
-                                  INT64_C(1) << 62, INT64_MAX, INT64_MAX - 1, INT64_MIN, INT32_MIN};
+  static const int64_t sizes[] = {0, -1, 1, 2, 25, 26, 64, 65536, 65537, 1 << 24, (1 << 24) + 1, INT32_MAX,
+                                  INT32_MAX - 2, INT64_C(1) << 31, INT64_C(1) << 32, INT64_C(1) << 62, INT64_MAX,
+                                  INT64_MAX - 1, INT64_MIN, INT32_MIN};
   return choices.one_in(2) ? sizes[choices.below(sizeof sizes / sizeof *sizes)] : int64_t(choices.bits(8));
 }
 
@@ -66,8 +66,8 @@ void call_with_wrong_sizes(Choices& choices, const Call& call, int64_t lanes, bo
   const ddsm_sizes* given = none ? nullptr : &sizes;
   const ddsm_status status =
       forwards ? ddsm_forward(given, views, views + 1, views + 2, views + 3, views + 5, pool)
-               : ddsm_backward(given, views, views + 1, views + 2, views + 3, views + 4, views + 6, views + 7, views + 8,
-                               views + 9, pool);
+               : ddsm_backward(given, views, views + 1, views + 2, views + 3, views + 4, views + 6, views + 7,
+                               views + 8, views + 9, pool);
   require(status == (none ? kBadSizes : expected), "the status of wrong sizes");
 }
 
@@ -123,11 +123,12 @@ void call_rightly(const Call& call, bool forwards, const ddsm_pool* pool) {
 }
 
 ddsm_sizes small_sizes(Choices& choices) {
-  ddsm_sizes s = {choices.below(3), 1 + choices.below(8), 1 + choices.below(8), 1 + choices.below(25), choices.below(5), choices.below(6)};
-  if (choices.one_in(8)) s.k = 1 + choices.below(40), s.v = 1 + choices.below(70), s.rows = 1, s.n = 1 + choices.below(4);
-  if (choices.one_in(8)) s.columns = choices.below(40), s.n = 1 + choices.below(4);
+  const auto up_to = [&](int64_t most) { return 1 + choices.below(most); };
+  ddsm_sizes s = {choices.below(3), up_to(8), up_to(8), up_to(25), choices.below(5), choices.below(6)};
+  if (choices.one_in(8)) s.k = up_to(40), s.v = up_to(70), s.rows = 1, s.n = up_to(4);
+  if (choices.one_in(8)) s.columns = choices.below(40), s.n = up_to(4);
   // enough for a call to be cut into tasks
-  if (choices.one_in(16)) s = {1 + choices.below(2), 1 + choices.below(32), 1 + choices.below(32), 9, 12, 18 + choices.below(16)};
+  if (choices.one_in(16)) s = {up_to(2), up_to(32), up_to(32), 9, 12, 17 + up_to(16)};
   return s;
 }
 

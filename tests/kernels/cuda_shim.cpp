@@ -1,8 +1,8 @@
 // Runs the GPU kernel's body on the CPU: every block and thread of a grid, one after another.
 //
-// Standard input: nine int32 (type of elements and of offsets, 0 float32 or 1 float16; B, K, V, N, Y, X, chunk), then query,
-// key, value and offset. Standard output: the result. Each tensor is an allocation of its own and exactly as large as it
-// must be, so AddressSanitizer sees every step beyond one.
+// Standard input: nine int32 (type of elements and of offsets, 0 float32 or 1 float16; B, K, V, N, Y, X, chunk), then
+// query, key, value and offset. Standard output: the result. Each tensor is an allocation of its own and exactly as
+// large as it must be, so AddressSanitizer sees every step beyond one.
 #include <math.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -83,8 +83,8 @@ bool run_samples(const Sizes& s, std::integer_sequence<int, N...>) {
 int main() {
   Sizes s;
   if (fread(&s, sizeof s, 1, stdin) != 1) return 2;
-  using All = std::integer_sequence<int, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23,
-                                    24, 25>;
+  using All = std::integer_sequence<int, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22,
+                                    23, 24, 25>;
   using Few = std::integer_sequence<int, 1, 4, 9>;
   bool found = false;
   if (s.type == 0 && s.offset_type == 0) found = run_samples<float, float>(s, All());
