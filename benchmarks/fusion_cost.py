@@ -107,6 +107,7 @@ def time_inference(pair: Pair, options: EngineOptions, backend: str, runs: int |
             backend=backend,
             precision=options.precision,
             threads=options.threads,
+            sampling=None,
             warm_up=10,
             images=(str(FRAME),),
         )

@@ -8,12 +8,13 @@ import numpy as np
 import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+from ddsm_deploy.export.sampling_function import inline_sampling
 from ddsm_deploy.spec import METADATA_KEY, ModelSpec
 
 
 def swapped_axes(source: Path, path: Path) -> Path:
     """Every GridSample gets its coordinates as (y, x) where the operator wants (x, y)."""
-    model = onnx.load(source)
+    model = inline_sampling(onnx.load(source))
     model.graph.initializer.append(numpy_helper.from_array(np.array([1, 0], np.int64), "yx"))
     nodes: list[NodeProto] = []
     for node in model.graph.node:

@@ -102,13 +102,13 @@ def _show_table(table: Table, console: Console) -> None:
         drawn = Drawn(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 0, 0, 1))
         for heading in ("file", "written in"):  # the two that wrap where the terminal is narrow
             drawn.add_column(heading, overflow="fold", min_width=10)
-        for heading in ("backend", "runs at", "sampling"):
+        for heading in ("backend", "runs at"):
             drawn.add_column(heading, no_wrap=True)
         for heading in ("mIoU", "Δ", "pixels", "edge F"):
             drawn.add_column(heading, justify="right", no_wrap=True)
         for row in scored:
             if (result := row.result) is not None:
-                names = [escape(row.file), row.written, result.backend, result.precision, result.sampling]
+                names = [escape(row.file), row.written, *result.label.split(" ", 1)]
                 delta = "–" if row is scored[0] else f"{round(-(row.drop or 0.0), 2) + 0.0:+.2f}"  # + 0.0: no -0.00
                 scores = [_percent(v) for v in (result.miou, result.pixel_accuracy, result.boundary_f)]
                 drawn.add_row(*names, scores[0], delta, *scores[1:])

@@ -69,8 +69,16 @@ class SamplingReader:
             self._kept.append(operator)
 
     def compiled(self) -> None:
-        """From now on no operator is kept: each new shape makes copies, which are needed for a moment only."""
+        """The model is compiled, and its graph, with a copy of all weights for each stage, is to go.
+
+        The operators that are kept would hold all that is before them; so they are cut off from it. From now on no
+        operator is kept: each new shape makes copies, which are needed for a moment only.
+        """
         self._open = False
+        for operator in self._kept:
+            inputs = [operator.input(index) for index in range(operator.get_input_size())]
+            stubs = [op.parameter(i.get_partial_shape(), i.get_element_type()).output(0) for i in inputs]
+            operator.set_arguments(stubs)
 
     def _on_kernels(self, inputs: list[Any]) -> Any:
         # Channels last is how the plugin's convolutions hold their tensors, so the transpositions cost nothing, and it
@@ -167,9 +175,13 @@ def _constant_added(output: Any, shape: tuple[int, ...]) -> tuple[Any, npt.NDArr
     if node.get_type_name() != "Add":
         return output, None
     for index in (0, 1):
-        constant = node.input_value(index).get_node()
-        if constant.get_type_name() == "Constant" and tuple(constant.get_output_shape(0)) == shape:
-            return node.input_value(1 - index), np.array(constant.data, dtype=np.float32)
+        summand = node.input_value(index)
+        if summand.get_partial_shape().is_static and tuple(summand.get_shape()) == shape:
+            constant = summand.get_node()
+            if constant.get_type_name() == "Unsqueeze":  # the exporter folds no long constants
+                constant = constant.input_value(0).get_node()
+            if constant.get_type_name() == "Constant":
+                return node.input_value(1 - index), np.array(constant.data, dtype=np.float32).reshape(shape)
     return output, None
 
 

@@ -27,6 +27,7 @@ from ddsm_deploy.engines import (
     FILE_KINDS,
     BackendStatus,
     EngineOptions,
+    in_words,
     possible_precisions,
     usable_backends,
 )
@@ -280,7 +281,7 @@ def _alternate(workers: list[Worker], options: BenchOptions, report: Callable[[s
             return
         for worker in waiting:
             done = sum(len(w.times) for w in workers)
-            report(f"{worker.task.backend} {worker.precision} {worker.sampling}", done, planned)
+            report(in_words(worker.task.backend, worker.precision or "", worker.sampling or ""), done, planned)
             worker.round(min(ROUND, options.runs - len(worker.times)))
 
 

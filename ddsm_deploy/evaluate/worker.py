@@ -38,19 +38,19 @@ class Task:
         model: file, bundle folder, or shipped name; None is the default model.
         backend: one of `ddsm_deploy.engines.BACKENDS`.
         precision: asked for; None is the model's own.
-        sampling: asked for; None is fused where it can be had.
         threads: of one inference; None leaves it to the runtime.
         warm_up: untimed runs before the first timed one.
         images: files to run on in turn; none means one image of uniform noise at the model's input size.
+        sampling: asked for; None is fused where it can be had.
     """
 
     model: str | None
     backend: str
     precision: str | None
-    sampling: str | None
     threads: int | None
     warm_up: int
     images: tuple[str, ...]
+    sampling: str | None = None
 
 
 def serve(commands: TextIO, replies: TextIO) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from colour_graph import CLASSES, colour_spec, write_colour_model
 
+from ddsm_deploy import kernels
 from ddsm_deploy.artifact import shipped_models
 from ddsm_deploy.engines import BACKENDS
 from ddsm_deploy.runtime.segmenter import Segmenter
@@ -106,6 +107,30 @@ def test_a_backend_that_is_not_installed_comes_with_its_pip_line(tmp_path: Path)
     (openvino,) = [entry for entry in result["backends"] if entry["backend"] == "openvino"]
     assert openvino["available"] is False
     assert "pip install 'ddsm-deploy[cpu]'" in openvino["reason"]
+
+
+def test_how_a_fused_file_is_sampled(tiny_fused: Path, tmp_path: Path) -> None:
+    status = kernels.status()
+    if not status.available:
+        pytest.skip(status.reason)
+    done = ddsm("info", tiny_fused, "--json", "-")
+    result = json.loads(done.stdout)
+    assert result["kernels"]["available"] is True
+    assert result["kernels"]["instruction_sets"] == list(status.instruction_sets)
+    assert f"usable ({', '.join(status.instruction_sets)})" in done.stderr
+    ways = {entry["backend"]: entry.get("sampling") for entry in result["backends"]}
+    assert (ways["onnxruntime"], ways["openvino"], ways["torch"]) == ("fused", "fused", None)  # torch has no file here
+
+    hidden = HIDE.replace(
+        "sys.modules[{module!r}] = None",
+        "from pathlib import Path; from ddsm_deploy import kernels; kernels._FOLDER = Path({module!r})",
+    )
+    command = [sys.executable, "-c", hidden.format(module=str(tmp_path)), "info", str(tiny_fused)]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
+    reason = "the fused kernels were not built (reinstall ddsm-deploy where there is a C++ compiler)"
+    rows = [" ".join(line.split()) for line in shown.splitlines()]
+    assert f"fused sampling {reason}" in rows
+    assert any(row.startswith("openvino") and row.endswith(f"usable, samples portable ({reason})") for row in rows)
 
 
 def test_load_says_what_each_runtime_can_do(tmp_path: Path, need) -> None:

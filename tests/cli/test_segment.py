@@ -68,7 +68,7 @@ def test_a_run_and_its_summary(tmp_path: Path, frames: Path, colour_onnx: Path) 
         assert sorted(p.name for p in (out / product).iterdir()) == ["0.png", "1.png", "2.png", "3.png"]
     facts = json.loads(report.read_text())
     assert (facts["found"], facts["done"], facts["failed"], facts["skipped"]) == (4, 4, 0, 0)
-    assert (facts["backend"], facts["precision"]) == ("onnxruntime", "fp32")
+    assert (facts["backend"], facts["precision"], facts["sampling"]) == ("onnxruntime", "fp32", "portable")
 
     again = ddsm(frames, "-o", out, "--json", "-", model=colour_onnx)
     assert again.returncode == 0
@@ -157,6 +157,7 @@ def test_names_at_the_limit_of_the_file_system(tmp_path: Path, colour_onnx: Path
         (["frames", "-o", "out", "--polygons", "svg"], "expected geojson or coco"),
         (["frames", "-o", "out", "--fit", "crop"], "expected stretch or letterbox"),
         (["frames", "-o", "out", "--precision", "fp8"], "precision"),
+        (["frames", "-o", "out", "--sampling", "gather"], "sampling"),
         (["frames", "-o", "/proc/nowhere"], "can't be the output folder"),
     ],
 )

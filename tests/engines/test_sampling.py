@@ -150,13 +150,14 @@ def test_the_kernel_runs_and_not_the_body(fused: Artifact, tmp_path: Path, image
 
 @pytest.mark.parametrize(("threads", "streams"), [(1, 1), (2, 1), (2, 2)])
 def test_openvino_lends_as_many_threads_as_it_was_given(
-    node, monkeypatch: pytest.MonkeyPatch, need, threads: int, streams: int
+    node, monkeypatch: pytest.MonkeyPatch, need, missing, threads: int, streams: int
 ) -> None:
     need("openvino")
     from ddsm_deploy.engines.openvino_op import pool_problem
     from ddsm_deploy.runtime.decisions import usable_cores
 
-    assert pool_problem() == ""
+    if pool_problem():
+        missing("openvino-threads", pool_problem())
     if usable_cores() < threads:
         pytest.skip(f"cores: OpenVINO takes no more threads than cores, of which there are {usable_cores()} here")
     lent, forward = set(), kernels.forward
@@ -222,6 +223,18 @@ def test_what_a_file_or_a_provider_can_not_do(tiny_onnx: Path, fused: Artifact, 
     if backend == "onnxruntime":
         with pytest.raises(BackendError, match=r"can't sample fused: the kernels are for CPUs, .* provider is cuda"):
             open_engine(fused, backend, EngineOptions(sampling="fused", provider="cuda"))
+
+
+def test_torch_samples_on_the_kernels_by_itself(tiny_checkpoint: Path, missing) -> None:
+    if not kernels.status().available:
+        missing("kernels", kernels.status().reason)
+    artifact = resolve(tiny_checkpoint)
+    assert samples("torch", artifact) == ("fused", "")
+    for precision, runs, other in (("fp32", "fused", "portable"), ("fp16", "portable", "fused")):
+        with open_engine(artifact, "torch", EngineOptions(precision=precision)) as engine:  # type: ignore[attr-defined]
+            assert engine.sampling == runs
+        with pytest.raises(BackendError, match=f"torch samples {runs} here, not {other}"):
+            open_engine(artifact, "torch", EngineOptions(precision=precision, sampling=other))
 
 
 def run_without(library: str, folder: Path, model: Path, backend: str, sampling: str | None) -> dict[str, str]:

@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 import pytest
 
+from ddsm_deploy import kernels
 from ddsm_deploy.errors import ArtifactError, ConfigError, InputError
 from ddsm_deploy.evaluate.benchmark import MAX_IMAGES, ROUND, BenchOptions, Row, Worker, bench, list_images
 from ddsm_deploy.evaluate.machine import machine_facts
@@ -53,6 +54,7 @@ class TestRow:
         assert row.fields() == {
             "backend": "torch",
             "precision": "bf16",
+            "sampling": None,
             "threads": None,
             "batch": 1,
             "error": "no bf16 here",
@@ -87,6 +89,14 @@ class TestBench:
             ("onnxruntime fp32", 20),
             ("openvino fp32", 22),
         ]
+
+    def test_both_ways_of_sampling(self, tiny_fused: Path) -> None:
+        if not kernels.status().available:
+            pytest.skip(kernels.status().reason)
+        options = BenchOptions(backends=("onnxruntime",), samplings=("fused", "portable"), runs=1, warm_up=0)
+        fields = json.loads(bench(tiny_fused, options).to_json())
+        assert [row["sampling"] for row in fields["rows"]] == ["fused", "portable"]
+        assert all(row["p50_ms"] > 0 for row in fields["rows"])
 
     def test_every_form_of_a_bundle_is_a_row(self, tiny_bundle: Path) -> None:
         options = BenchOptions(backends=("onnxruntime", "openvino"), threads=1, runs=1, warm_up=0)
@@ -166,7 +176,7 @@ class TestWorker:
         )
         assert done.returncode == 0, done.stderr
         ready, times = map(json.loads, done.stdout.splitlines())
-        assert ready.keys() == {"precision", "load_ms", "first_ms"}
+        assert ready.keys() == {"precision", "sampling", "load_ms", "first_ms"}
         assert len(times["times_ms"]) == 3
         assert "noise" in done.stderr
 

@@ -11,6 +11,7 @@ from colour_data import expected_iou, write_colour_data
 from colour_graph import write_colour_model
 from onnx import helper
 
+from ddsm_deploy import kernels
 from ddsm_deploy.artifact import Artifact, resolve
 from ddsm_deploy.datasets import Dataset, open_dataset
 from ddsm_deploy.engines import available_precisions
@@ -173,3 +174,15 @@ def test_options_that_make_no_sense(options: dict[str, object], words: str) -> N
 def test_no_such_model(dataset: Dataset) -> None:
     with pytest.raises(ArtifactError, match="no model 'nothing'"):
         score_all(["nothing"], dataset)
+
+
+def test_both_ways_of_sampling_are_rows(tiny_fused: Path, scenes: Path) -> None:
+    if not kernels.status().available:
+        pytest.skip(kernels.status().reason)
+    options = TableOptions(backends=("onnxruntime",), samplings=("portable", "fused"))
+    table = score_all([tiny_fused], open_dataset("folder", scenes, ""), options)
+    assert [row.fields()["sampling"] for row in table.rows] == ["portable", "fused"]
+    assert [row.result.label for row in table.rows if row.result] == ["onnxruntime fp32", "onnxruntime fp32 fused"]
+    assert table.rows[1].drop == pytest.approx(0, abs=0.1)  # 24 frames of 12288 pixels
+    with pytest.raises(ConfigError, match="sampling is 'gather'; expected one of fused, portable"):
+        TableOptions(samplings=("gather",))

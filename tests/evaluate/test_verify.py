@@ -14,6 +14,7 @@ from colour_data import COUNT, expected_iou, random_map, write_classes, write_co
 from colour_graph import write_colour_model
 from onnx import TensorProto, helper
 
+from ddsm_deploy import kernels
 from ddsm_deploy.datasets import open_dataset
 from ddsm_deploy.engines import available_precisions
 from ddsm_deploy.errors import ArtifactError, BackendError, ConfigError, InputError
@@ -24,6 +25,8 @@ from ddsm_deploy.spec import METADATA_KEY, PRECISIONS
 
 FRAMES = Path(__file__).parents[2] / "examples" / "frames"
 SIZE = (64, 96)
+FUSED = " fused" if kernels.status().available else ""
+"""What is said of a run that samples on the kernels wherever there are any."""
 
 
 @pytest.fixture(scope="module")
@@ -55,8 +58,31 @@ def test_two_runtimes_agree_on_the_shipped_model(shipped: Path, need) -> None:
     assert result, result.failures
     assert result.budget.changed == 0.1
     assert (result.images, result.pixels) == (2, 2 * 360 * 480)
-    assert (result.a, result.b) == ("model.onnx on onnxruntime fp32", "model.onnx on openvino fp32")
+    written = read_spec(shipped).provenance["sampling"]
+    words = FUSED if written == "fused" else ""
+    assert (result.a, result.b) == (f"model.onnx on onnxruntime fp32{words}", f"model.onnx on openvino fp32{words}")
     assert result.miou_a is result.max_logit_error is None  # neither labels nor logits
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_both_ways_of_sampling_agree(tiny_fused: Path, scenes: Path, backend: str, need) -> None:
+    need(backend)
+    if not kernels.status().available:
+        pytest.skip(kernels.status().reason)
+    sides = VerifyOptions(
+        data=scenes / "images",
+        images=4,
+        backend_a=backend,
+        backend_b=backend,
+        sampling_a="portable",
+        sampling_b="fused",
+    )
+    result = verify(tiny_fused, None, sides)
+    assert result, result.failures
+    words = f"{tiny_fused.name} on {backend} fp32"
+    assert (result.a, result.b, result.budget.changed) == (words, f"{words} fused", 0.1)
+    with pytest.raises(ConfigError, match=r"one and the same, .* fused, .*--sampling-b"):
+        verify(tiny_fused, None, VerifyOptions(data=scenes / "images", backend_a=backend, backend_b=backend))
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
@@ -194,7 +220,7 @@ def test_torch_and_its_file(tiny_checkpoint: Path, tiny_onnx: Path, scenes: Path
     options = VerifyOptions(data=scenes, dataset="folder", images=3, max_miou_drop=0.1, max_logit_error=1e-2)
     result = verify(tiny_checkpoint, file, options)
     assert result, result.failures
-    assert (result.a, result.b) == ("tiny.safetensors on torch fp32", "logits.onnx on onnxruntime fp32")
+    assert (result.a, result.b) == (f"tiny.safetensors on torch fp32{FUSED}", "logits.onnx on onnxruntime fp32")
     assert result.max_logit_error is not None
     assert result.mean_logit_error is not None
     assert 0 < result.mean_logit_error < result.max_logit_error < 1e-2

@@ -11,6 +11,7 @@ import pytest
 from colour_graph import write_colour_model
 from onnx import helper, numpy_helper
 
+from ddsm_deploy import kernels
 from ddsm_deploy.artifact import resolve
 from ddsm_deploy.engines import EngineOptions, available_precisions
 from ddsm_deploy.errors import BackendError, ConfigError, GateError
@@ -71,6 +72,27 @@ def test_every_form_is_tried_and_the_fastest_that_passes_runs(tiny_bundle: Path)
         assert segmenter.file is not None
         stated = {"fp32": "fp32", "bf16": "fp32", "int8+bf16": "int8"}.get(segmenter.precision, segmenter.precision)
         assert resolve(segmenter.file).spec.precision == stated
+
+
+def test_a_fused_file_is_judged_beside_standard_operators(tiny_fused: Path, need) -> None:
+    need("openvino")
+    if not kernels.status().available:
+        pytest.skip(kernels.status().reason)
+    with Segmenter.open(tiny_fused) as segmenter:
+        assert segmenter.sampling == "fused"
+        assert segmenter.decision is not None
+        assert {trial.sampling for trial in segmenter.decision.trials} == {"fused"}
+        assert all(trial.changed is not None and trial.changed <= 0.1 for trial in segmenter.decision.trials[:1])
+        assert segmenter.decision.reference == "onnxruntime fp32"  # with no word of its own: standard operators
+        label = f"{segmenter.backend} {segmenter.precision} fused"
+        assert segmenter.choice.startswith(f"{label} (")
+        assert (segmenter.label, label in repr(segmenter)) == (label, True)
+    with Segmenter.open(tiny_fused) as again:
+        assert (again.sampling, again.decision) == ("fused", segmenter.decision)
+        assert "measured earlier" in again.choice
+    with Segmenter.open(tiny_fused, options=EngineOptions(sampling="portable")) as other:
+        assert other.sampling == "portable"
+        assert {trial.sampling for trial in other.decision.trials} == {"portable"}  # type: ignore[union-attr]
 
 
 def test_it_is_measured_once(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from colour_graph import write_colour_model
 
+from ddsm_deploy import kernels
 from ddsm_deploy.artifact import resolve
 from ddsm_deploy.engines import EngineOptions
 from ddsm_deploy.errors import ConfigError
@@ -23,6 +24,7 @@ from ddsm_deploy.runtime.decisions import (
     place_of,
     recall,
 )
+from ddsm_deploy.spec import sha256_of
 
 
 @pytest.fixture(autouse=True)
@@ -82,6 +84,38 @@ def test_another_question_has_another_answer(decision: Decision, tmp_path: Path)
     assert len({place_of(facts) for facts in asked}) == len(asked)
 
 
+def test_how_the_winner_samples_is_said_and_kept(decision: Decision) -> None:
+    trials = tuple(dataclasses.replace(trial, sampling="fused") for trial in decision.trials)
+    fused = dataclasses.replace(decision, trials=trials)
+    assert fused.text(now=True).startswith("openvino bf16 fused (4.0 ms")
+    assert trials[3].label() == "onnxruntime fp32 fused threads=1"
+    keep(fused)
+    kept = recall(fused.facts)
+    assert kept is not None
+    assert kept.chosen.sampling == "fused"
+
+
+def test_the_kernels_are_part_of_the_question(
+    decision: Decision, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    status = kernels.status()
+    if status.path is None:
+        pytest.skip(status.reason)
+    keep(decision)
+    artifact = resolve(tmp_path / "model.onnx")
+    there = facts_of(artifact, EngineOptions())["versions"]["kernels"]
+    assert there.startswith(f"{' '.join(status.instruction_sets)} {sha256_of(status.path)[:16]}")
+    (tmp_path / "no kernels").mkdir()
+    monkeypatch.setattr(kernels, "_FOLDER", tmp_path / "no kernels")
+    kernels._library.cache_clear()
+    try:
+        without = facts_of(artifact, EngineOptions())
+    finally:
+        kernels._library.cache_clear()
+    assert without["versions"]["kernels"] == ""
+    assert recall(without) is None
+
+
 def test_outputs_make_no_other_question(tmp_path: Path) -> None:
     artifact = resolve(write_colour_model(tmp_path / "model.onnx"))
     assert facts_of(artifact, EngineOptions(outputs=("mask",))) == facts_of(artifact, EngineOptions())
@@ -104,6 +138,7 @@ def test_outputs_make_no_other_question(tmp_path: Path) -> None:
         lambda d: d["trials"][1].update(ms=float("nan")),
         lambda d: d["trials"][1].update(ms=None, allowed="much"),
         lambda d: d["trials"][0].update(reason=7),
+        lambda d: d["trials"][0].update(sampling=7),
         lambda d: d["trials"][0].update(extra=1),
         lambda d: d.update(facts=[]),
         lambda d: d.update(measured=7),

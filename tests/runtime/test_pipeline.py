@@ -94,7 +94,7 @@ def test_all_products_and_their_records(tmp_path: Path, segmenter: Segmenter) ->
     assert record["outputs"] == made
     assert record["size"] == list(SIZE)
     assert record["model"] == header["sha256"]
-    assert (record["backend"], record["precision"]) == ("onnxruntime", "fp32")
+    assert (record["backend"], record["precision"], record["sampling"]) == ("onnxruntime", "fp32", "portable")
     assert set(record["ms"]) == {"decode", "infer", "encode"}
 
 
