@@ -31,7 +31,7 @@ def info(
     artifact = resolve(model)
     result = {
         "model": _model_record(artifact),
-        "kernels": _kernels_record(),
+        "kernels": _kernels_record(load=load),
         "backends": [_backend_record(status, artifact, load=load) for status in usable_backends()],
         "decisions": _decisions(artifact),
     }
@@ -96,8 +96,10 @@ def _decisions(artifact: Artifact) -> list[dict[str, Any]]:
     ]
 
 
-def _kernels_record() -> dict[str, Any]:
-    """The fused CPU kernels of dynamic sampling, and whether OpenVINO's threads can be lent to them."""
+def _kernels_record(*, load: bool) -> dict[str, Any]:
+    """The fused CPU kernels of dynamic sampling, and why OpenVINO's threads can't be lent to them, if so."""
+    import contextlib
+
     from ddsm_deploy import kernels
     from ddsm_deploy.errors import BackendError
 
@@ -113,6 +115,11 @@ def _kernels_record() -> dict[str, Any]:
         kernels.pool_path()
     except BackendError as exc:
         record["openvino_threads"] = str(exc)
+    if load and status.available:
+        with contextlib.suppress(ImportError):  # OpenVINO is not installed
+            from ddsm_deploy.engines.openvino_op import pool_problem
+
+            record["openvino_threads"] = pool_problem()
     return record
 
 

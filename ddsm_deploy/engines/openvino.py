@@ -38,8 +38,8 @@ class OpenVinoEngine(BaseEngine):
         float_type = _float_type(core, artifact, wanted)
         problem = kernels.status().reason
         self.sampling, self.sampling_note = graph_sampling(self.backend, artifact, options, problem=problem)
-        if self.sampling == "fused" and options.threads != 1:
-            self.sampling_note = pool_problem()
+        if self.sampling == "fused" and options.threads != 1 and (problem := pool_problem()):
+            self.sampling_note = f"on one thread of each inference ({problem})"
         reader = SamplingReader(self.sampling, float_type)
         core.add_extension(reader.extension())
         try:

@@ -207,7 +207,7 @@ def _pool() -> kernels.Pool | None:
 def pool_problem() -> str:
     """Why the kernels get one thread of an inference alone; empty where they share all of them."""
     library = _tbb()
-    return f"on one thread of each inference ({library})" if isinstance(library, str) else ""
+    return library if isinstance(library, str) else ""
 
 
 @functools.cache

@@ -58,6 +58,7 @@ void call_with_wrong_sizes(Choices& choices, const Call& call, int64_t lanes, bo
   ddsm_sizes sizes = call.sizes;
   int64_t* const fields[] = {&sizes.batch, &sizes.k, &sizes.v, &sizes.n, &sizes.rows, &sizes.columns};
   for (int64_t i = choices.below(3); i >= 0; --i) *fields[choices.below(6)] = some_size(choices);
+  if (choices.one_in(8)) sizes.batch = 1 << 24, sizes.rows = sizes.columns = 500;  // good, but for 100 TB of scratch
   const Due expected = due(sizes, lanes);
   if (expected == kAny) return;  // they are good, but not those of the buffers
   const bool none = choices.one_in(20);
@@ -124,11 +125,12 @@ void call_rightly(const Call& call, bool forwards, const ddsm_pool* pool) {
 
 ddsm_sizes small_sizes(Choices& choices) {
   const auto up_to = [&](int64_t most) { return 1 + choices.below(most); };
-  ddsm_sizes s = {choices.below(3), up_to(8), up_to(8), up_to(25), choices.below(5), choices.below(6)};
+  const auto seldom_none = [&](int64_t most) { return choices.one_in(32) ? 0 : up_to(most); };
+  ddsm_sizes s = {seldom_none(2), up_to(8), up_to(8), up_to(25), seldom_none(4), seldom_none(5)};
   if (choices.one_in(8)) s.k = up_to(40), s.v = up_to(70), s.rows = 1, s.n = up_to(4);
-  if (choices.one_in(8)) s.columns = choices.below(40), s.n = up_to(4);
+  if (choices.one_in(8)) s.columns = up_to(40), s.n = up_to(4);
   // enough for a call to be cut into tasks
-  if (choices.one_in(16)) s = {up_to(2), up_to(32), up_to(32), 9, 12, 17 + up_to(16)};
+  if (choices.one_in(8)) s = {up_to(2), up_to(32), up_to(32), 9, 12, 17 + up_to(16)};
   return s;
 }
 
