@@ -27,6 +27,8 @@ REPO = Path(__file__).parent.parent
 SOURCES = REPO / "ddsm_deploy" / "kernels" / "src"
 CHECKS = REPO / "tests" / "kernels"
 NOT_RUN = 77
+WORTH_THREADS = 20000
+"""Multiply-adds of a call from which on it is cut into tasks: far less than elsewhere, so that most calls here are."""
 
 ADDRESS = ["-fsanitize=address,undefined,float-cast-overflow"]
 
@@ -143,7 +145,8 @@ def build(part: Part, folder: Path, level: int) -> Path:
     for source in sorted(SOURCES.glob("*.cpp")):
         if source.stem != "ort":  # ONNX Runtime's entry: nothing calls it here
             extra = part.loops if source.stem.startswith("loops_") else part.driver
-            commands.append([compiler, *flags_of(source), *common, *part.kernels, *extra, "-c", str(source)])
+            flags = [*flags_of(source), *common, *part.kernels, *extra, f"-DDDSM_SMALL={WORTH_THREADS}"]
+            commands.append([compiler, *flags, "-c", str(source)])
     objects = [folder / f"{Path(command[-1]).stem}.o" for command in commands]
     compile_all([[*command, "-o", str(output)] for command, output in zip(commands, objects, strict=True)])
     program = folder / part.program
@@ -180,7 +183,7 @@ def _summary(done: subprocess.CompletedProcess[str]) -> str:
 
 def _finding(text: str) -> str:
     """What a sanitizer, or the checks themselves, say of a fault: from the line that names it on."""
-    signs = ("ERROR: ", "WARNING: ", "runtime error: ", "check failed: ")
+    signs = ("ERROR: ", "WARNING: ThreadS", "WARNING: MemoryS", "runtime error: ", "check failed: ")
     lines = text.splitlines()
     first = next((i for i, line in enumerate(lines) if any(sign in line for sign in signs)), 0)
     return "\n".join(lines[first : first + 60])

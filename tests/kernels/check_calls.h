@@ -52,6 +52,15 @@ class Choices {
   uint64_t state_ = 14695981039346656037u;
 };
 
+// The nearest bfloat16, of two the even one.
+inline uint16_t rounded(float number) {
+  uint32_t bits;
+  memcpy(&bits, &number, sizeof bits);
+  if (number != number) return uint16_t(bits >> 16 | 0x40);
+  const uint32_t below = bits & 0xffff, kept = bits >> 16;
+  return uint16_t(kept + (below > 0x8000 || (below == 0x8000 && kept % 2)));
+}
+
 inline float widened(uint16_t half) {
   const uint32_t bits = uint32_t(half) << 16;
   float number;
@@ -169,7 +178,11 @@ struct Call {
     const double number = inputs[size_t(i)].at(b, c, p);
     if (i > 1 || !positions[2 * i]) return number;
     const int64_t row = p / sizes.columns, column = p % sizes.columns;
-    return number + positions[2 * i][row * sizes.k + c] + positions[2 * i + 1][column * sizes.k + c];
+    const float by_row = positions[2 * i][row * sizes.k + c], by_column = positions[2 * i + 1][column * sizes.k + c];
+    // a key beside a value of bfloat16 is one of bfloat16 with its position too, summed up in float32: see ddsm.h
+    if (i == 1 && inputs[1].type == DDSM_BF16 && inputs[2].type == DDSM_BF16)
+      return widened(rounded(float(number) + (by_row + by_column)));
+    return number + by_row + by_column;
   }
 
   Call(Choices& choices, const ddsm_sizes& given) : sizes(given) {

@@ -119,6 +119,7 @@ int main(int count, char** arguments) {
     callers.emplace_back(check_many, cases / threads, seed + 1000003u * uint64_t(i), threads == 1);
   for (std::thread& caller : callers) caller.join();
   ddsm_release_scratch();
+  if (!lent && cases >= 40) fprintf(stderr, "check failed: no call used its pool\n"), ++failures;
   printf("%lld calls (%s), %lld runs of a pool, %lld wrong\n", (long long)calls, ddsm_instruction_sets(),
          (long long)lent, (long long)failures);
   return failures ? 1 : 0;

@@ -27,7 +27,7 @@ BFLOAT16 = 2.0**-8
 """By how much of itself a number changes at most when it is rounded to bfloat16's 8 bits."""
 
 properties = settings(max_examples=100, deadline=None, derandomize=True)
-busy = Case(k=20, v=33, y=12, x=17, threads=3, kinds=KINDS)  # enough work for the threads to be used
+busy = Case(k=20, v=33, y=20, x=26, threads=3, kinds=KINDS)  # enough work for the threads to be used
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -32,12 +32,12 @@ def view(array: np.ndarray) -> kernels.View:
 class Call:
     """Arrays of one call, and the structures that name them."""
 
-    def __init__(self) -> None:
+    def __init__(self, batch: int = B) -> None:
         numbers = np.random.default_rng(0)
-        self.inputs = [numbers.standard_normal((B, c, Y, X)).astype(np.float32) for c in (K, K, V, 2 * N)]
-        self.out = np.empty((B, V, Y, X), np.float32)
+        self.inputs = [numbers.standard_normal((batch, c, Y, X)).astype(np.float32) for c in (K, K, V, 2 * N)]
+        self.out = np.empty((batch, V, Y, X), np.float32)
         self.grads = [np.empty_like(array) for array in self.inputs]
-        self.sizes = kernels.Sizes(B, K, V, N, Y, X)
+        self.sizes = kernels.Sizes(batch, K, V, N, Y, X)
         self.views = [view(array) for array in self.inputs]
         self.grad = view(np.ones_like(self.out))
 
@@ -136,7 +136,7 @@ def test_a_pool_may_run_tasks_in_any_order(order: Callable[[range], list[int]], 
 
     callback = RUN(run)
     pool = kernels.Pool(ctypes.cast(callback, ctypes.c_void_p), None, threads)
-    one, other = Call(), Call()
+    one, other = Call(batch=4 * B), Call(batch=4 * B)  # small calls keep to one thread
     one.forward()
     other.forward(pool)
     assert counts and min(counts) > 1  # it was used

@@ -47,7 +47,8 @@ DDSM_API ddsm_status ddsm_forward(const ddsm_sizes* sizes, const ddsm_view* quer
                                   const ddsm_pool* pool);
 
 // The same for `query + position` and `key + position`, without maps of them: a position embedding that is kept apart by
-// axis, rows[Y,K] and columns[X,K] float32, both there. A null pointer adds nothing.
+// axis, rows[Y,K] and columns[X,K] float32, both there. A null pointer adds nothing. Where key and value are bfloat16,
+// `key + position` is rounded to it as well, as it would be outside.
 typedef struct {
   const float *rows, *columns;
 } ddsm_position;

@@ -18,7 +18,10 @@ constexpr int64_t kMaxChannels = 1 << 16;
 constexpr int64_t kMaxMap = (int64_t(1) << 31) - 1;
 // Below so many multiply-adds a call is over before a second thread has woken (the channel branch: 15 µs on one thread,
 // 38 on two).
-constexpr int64_t kSmall = 1000000;
+#ifndef DDSM_SMALL
+#define DDSM_SMALL 400000  // tools/check_kernels.py takes less: there, small calls are to use threads too
+#endif
+constexpr int64_t kSmall = DDSM_SMALL;
 constexpr int64_t kTasksPerThread = 4;  // so that a thread that was held up does not hold up all
 
 // ---- instruction sets -------------------------------------------------------------------------------------------------
@@ -158,10 +161,12 @@ Job make_job(const ddsm_sizes& sizes, const Loops& loops) {
   return job;
 }
 
-void pack(const Job& job, const Plan& plan) {
-  const int64_t rows = job.sizes.batch * (job.sizes.rows + 2);
-  spread_rows(plan.pool, rows, plan.tasks,
-              [&](int64_t first, int64_t last, int64_t) { plan.loops->pack(job, first, last); });
+// `rooms` are those of the plan's tasks.
+void pack(const Job& job, const Plan& plan, float* rooms) {
+  const int64_t rows = job.sizes.batch * (job.sizes.rows + 2), room = Loops::room(job);
+  spread_rows(plan.pool, rows, plan.tasks, [&](int64_t first, int64_t last, int64_t task) {
+    plan.loops->pack(job, first, last, rooms + task * room);
+  });
 }
 
 }  // namespace
@@ -191,11 +196,13 @@ ddsm_status ddsm_forward_positioned(const ddsm_sizes* sizes, const ddsm_view* qu
   if (key_position) job.key_position = *key_position;
 
   const Plan plan = ::plan(job, loops, pool);
-  const int64_t cells = sizes->batch * job.map(), room = Loops::room(job);
+  job.half = key->type == DDSM_BF16 && value->type == DDSM_BF16;
+  const int64_t numbers = sizes->batch * job.map(), room = Loops::room(job);
+  const int64_t cells = job.half ? (numbers + 1) / 2 : numbers;  // in floats
   const Buffer scratch = take(size_t(cells + room * plan.tasks));
   if (!scratch.data) return kNoMemory;
   job.cells = scratch.data;
-  pack(job, plan);
+  pack(job, plan, scratch.data + cells);
   spread_rows(plan.pool, sizes->batch * sizes->rows, plan.tasks, [&](int64_t first, int64_t last, int64_t task) {
     loops.attend(job, first, last, scratch.data + cells + task * room);
   });
@@ -228,9 +235,9 @@ ddsm_status ddsm_backward(const ddsm_sizes* sizes, const ddsm_view* query, const
   const Buffer scratch = take(size_t(cells + adders * job.map() + room * tasks));
   if (!scratch.data) return kNoMemory;
   job.cells = scratch.data;
-  job.grad_cells = job.cells + cells;
+  job.grad_cells = scratch.data + cells;
   float* rooms = job.grad_cells + adders * job.map();
-  pack(job, plan);
+  pack(job, plan, rooms);
   spread(plan.pool, adders, [&](int64_t i) { loops.back(job, i / job.bands, int32_t(i % job.bands), rooms + i * room); });
   spread_rows(plan.pool, sizes->batch * sizes->rows, plan.tasks, [&](int64_t first, int64_t last, int64_t task) {
     loops.unpack(job, first, last, rooms + task * room);

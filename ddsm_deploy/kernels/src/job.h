@@ -16,7 +16,8 @@ struct Job {
   ddsm_position query_position, key_position;                     // forward; null pointers where there is none
   int32_t padded_k, padded_v;                                    // channels, in whole vectors
   float scale;                                                   // K^-0.5
-  float* cells;       // B × (Y+2) × (X+2) × (padded_k + padded_v)
+  bool half;          // whether cells are bfloat16: where key and value are, nothing is lost by that but memory
+  void* cells;        // B × (Y+2) × (X+2) × (padded_k + padded_v), float32 or bfloat16
   float* grad_cells;  // backward: B·bands maps like `cells`, one for each task that adds to it
   int32_t bands;      // backward: tasks an image
 
@@ -31,7 +32,7 @@ constexpr int kTile = 16;  // pixels of one row that go through the loops togeth
 struct Loops {
   const char* name;
   int32_t lanes;
-  void (*pack)(const Job&, int64_t first, int64_t last);                 // (Y+2)·B bordered rows: key, value -> cells
+  void (*pack)(const Job&, int64_t first, int64_t last, float* room);    // (Y+2)·B bordered rows: key, value -> cells
   void (*attend)(const Job&, int64_t first, int64_t last, float* room);  // Y·B rows: the output
   void (*back)(const Job&, int64_t image, int32_t band, float* room);    // grad_query, grad_offset; adds to grad_cells
   void (*unpack)(const Job&, int64_t first, int64_t last, float* room);  // Y·B rows: grad_cells -> grad_key, grad_value
