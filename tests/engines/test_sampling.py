@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import ctypes
 import gc
 import json
 import subprocess
@@ -146,6 +147,30 @@ def test_the_kernel_runs_and_not_the_body(fused: Artifact, tmp_path: Path, image
     calls = sum(node.op_type == "DynamicSampleAttention" for node in onnx.load(fused.file("onnx")).graph.node)
     assert found["fused"]["DynamicSampleAttention"] == calls > 0 == found["fused"]["GridSample"]
     assert found["portable"]["GridSample"] == calls > 0 == found["portable"]["DynamicSampleAttention"]
+
+
+def test_an_older_onnxruntime_is_told_what_it_lacks(need, missing) -> None:
+    need("onnxruntime")
+    import onnxruntime as ort
+
+    found = sorted(Path(ort.__file__).parent.glob("capi/libonnxruntime.so*"))
+    if not found or not kernels.status().available:
+        missing("onnxruntime-library", "its C interface has no library of its own here, or there are no kernels")
+    get_table_type = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_uint32)
+
+    class Base(ctypes.Structure):
+        _fields_ = [("get_table", get_table_type), ("get_version", ctypes.CFUNCTYPE(ctypes.c_char_p))]
+
+    library = ctypes.CDLL(str(found[0]))
+    library.OrtGetApiBase.restype = ctypes.POINTER(Base)
+    real = library.OrtGetApiBase().contents
+    older = Base(get_table_type(lambda version: real.get_table(version) if version < 20 else None), real.get_version)
+    register = ctypes.CDLL(str(kernels.library_path())).RegisterCustomOps
+    register.restype = ctypes.c_void_p
+    status = register(None, ctypes.byref(older))
+    message = ctypes.cast(real.get_table(1), ctypes.POINTER(ctypes.c_void_p))[2]  # GetErrorMessage
+    said = ctypes.CFUNCTYPE(ctypes.c_char_p, ctypes.c_void_p)(message)(status).decode()
+    assert said == f"ddsm's kernel needs ONNX Runtime 1.20 or later, this is {real.get_version().decode()}"
 
 
 @pytest.mark.parametrize(("threads", "streams"), [(1, 1), (2, 1), (2, 2)])

@@ -192,7 +192,12 @@ def test_float16_weights_are_those_of_the_checkpoint(exported: Exported, checkpo
     network, _ = load_checkpoint(checkpoint("ddsm", half=True))
     convolutions = {f"network.{n}.weight": m.weight for n, m in network.named_modules() if isinstance(m, nn.Conv2d)}
     assert len(convolutions) > 50
+    # the channel branch's last convolution is part of a matrix at inference, and no convolution in the file
+    gone = {name for name in convolutions if name.endswith(".channel.out.0.weight")}
+    assert len(gone) == 3 and not gone & stored.keys()
     for name, weight in convolutions.items():
+        if name in gone:
+            continue
         assert stored[name].dtype == np.float16
         np.testing.assert_array_equal(stored[name].astype(np.float32), weight.detach().numpy(), err_msg=name)
 

@@ -87,8 +87,11 @@ void run_all(void* self, int64_t count, ddsm_task task, void* data) {
   threads.task = task;
   threads.data = data;
   // 0 batches: each thread fetches the next index when it is done with one, so uneven tasks even out
-  threads.failed = KernelContextParallelFor::call(threads.api, threads.context, run_one, static_cast<size_t>(count), 0,
+  Status* status = KernelContextParallelFor::call(threads.api, threads.context, run_one, static_cast<size_t>(count), 0,
                                                   &threads);
+  if (!status) return;
+  if (threads.failed) ReleaseStatus::call(threads.api, threads.failed);
+  threads.failed = status;
 }
 
 Status* compute(const Api* api, KernelContext* context) {
