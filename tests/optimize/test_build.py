@@ -19,6 +19,7 @@ from onnx import numpy_helper
 from ddsm_deploy.artifact import Artifact, resolve
 from ddsm_deploy.enginefile import Profile, read_engine, record_path
 from ddsm_deploy.errors import ArtifactError, BackendError, ConfigError, GateError, InputError
+from ddsm_deploy.export.sampling_function import inline_sampling
 from ddsm_deploy.onnxfile import read_spec
 from ddsm_deploy.optimize.build import BuildOptions, BuildReport, build_engine
 from ddsm_deploy.optimize.buildoptions import check_options, engine_name, parse_profile
@@ -154,7 +155,7 @@ def test_turing_builds_in_float16(built, dynamic: str) -> None:
 def test_turing_runs_no_int8_and_the_record_says_so(built) -> None:
     record = built("none", "int8+fp16", "75").record
     assert record.layers["Conv"] == {"Half": 87}
-    assert record.notes[0].startswith("87 nodes are not computed as written: ")
+    assert record.notes[0].startswith("84 nodes are not computed as written: ")
     assert "in Half, not Int8" in record.notes[0]
 
 
@@ -257,14 +258,14 @@ def test_int8_for_a_cpu_runtime_is_refused(graph, tmp_path: Path) -> None:
 
 
 def test_opset_20_is_refused_before_nvidia_sees_it(forms, tmp_path: Path) -> None:
-    model = onnx.load(forms["none"])
+    model = inline_sampling(onnx.load(forms["none"]))
     model.opset_import[0].version = 20
     for node in model.graph.node:
         if node.op_type == "GridSample":
             next(a for a in node.attribute if a.name == "mode").s = b"linear"
     onnx.checker.check_model(model, full_check=True)
     onnx.save(model, tmp_path / "twenty.onnx")
-    with pytest.raises(BackendError, match=r"GridSample 'node_\w+' is of opset 20.*export it at opset 19"):
+    with pytest.raises(BackendError, match=r"GridSample '[^']+' is of opset 20.*export it at opset 19"):
         build_engine(tmp_path / "twenty.onnx", tmp_path / "x.engine", BuildOptions(target="tensorrt-rtx"))
 
 
@@ -273,7 +274,7 @@ def test_too_little_workspace_is_told(graph, tmp_path: Path) -> None:
         target="tensorrt-rtx",
         precision="fp16",
         profile=SIZES,
-        workspace=1.0,
+        workspace=0.25,
         verify=False,
         compute_capabilities=("86",),
     )
