@@ -35,7 +35,7 @@ def dynamic_sample_attention(query: Tensor, key: Tensor, value: Tensor, offset: 
     is the affinity-weighted sum of the sampled values. Coordinates and softmax are computed in float32 at least,
     whatever the precision of the inputs.
 
-    A sample between the outermost pixels and the zeros beyond them is a blend of both. One that lies a pixel or more
+    A sample between the outermost pixels and the zeros beyond them is a blend of both. One that lies more than a pixel
     outside reads zeros alone, moves with none of its offsets (their gradients are zero), and still takes part in the
     softmax, with a score of 0. Huge, infinite and NaN offsets lie outside. A map of one pixel is a map; one of none, or
     a batch of none, gives an empty result. NaN or infinity in query, key or value spoils the pixels that read it.
