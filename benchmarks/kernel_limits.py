@@ -15,9 +15,9 @@ c++):
 
 How it is counted. For a pixel and sample, 4K multiply-adds (less one add) blend the key from four corners, K more score
 it against the query, and 4V add the value's corners to the sum: N·(9K + 8V) operations a pixel. Coordinates, weights
-and softmax, about 60 a sample, are work but not counted. Bytes: ``read`` is what the inner loops read of key and value,
-16·N·(K + V) a pixel; ``moved`` is the least that has to cross memory, every input once and the output once, which is
-4·(2K + 2V + 2N) a pixel in float32.
+and softmax, about 60 a sample, are work but not counted. Bytes, of elements of four bytes (bf16: two): ``read`` is what
+the inner loops read of key and value, four corners or 4·N·(K + V) elements a pixel; ``moved`` is the least that has to
+cross memory, every input once and the output once, 2K + 2V + 2N elements a pixel.
 
 Offsets are the network's own grid, 3×3 dilated by 2 (channel branch: by 1), with uniform noise of up to 1.5 pixels.
 Times are medians; instruction sets take turns. Let nothing else run meanwhile.
@@ -76,12 +76,12 @@ class Shape:
     def operations(self) -> int:
         return self.pixels * SAMPLES * (9 * self.k + 8 * self.v)
 
-    @property
-    def read_bytes(self) -> int:
-        return self.pixels * SAMPLES * 16 * (self.k + self.v)
+    def read_bytes(self, size: int) -> int:
+        """Of key and value in the inner loops, with elements of `size` bytes."""
+        return self.pixels * SAMPLES * 4 * size * (self.k + self.v)
 
     def moved_bytes(self, size: int) -> int:
-        """With elements of `size` bytes."""
+        """All inputs and the output once, with elements of `size` bytes."""
         return self.pixels * size * (2 * self.k + 2 * self.v + 2 * SAMPLES)
 
 
@@ -151,8 +151,8 @@ def _run(instructions: str, call: Callable[[], object]) -> None:
 def describe(shape: Shape, kind: str, ms: float, ceilings: Ceilings) -> dict[str, Any]:
     """The figures of a row, with their shares of the ceilings (0..1)."""
     per_ms = 1e-6 / ms
-    gflops, read = shape.operations * per_ms, shape.read_bytes * per_ms
-    moved = shape.moved_bytes(4 if kind == "f32" else 2) * per_ms
+    size = 4 if kind == "f32" else 2
+    gflops, read, moved = (n * per_ms for n in (shape.operations, shape.read_bytes(size), shape.moved_bytes(size)))
     return {
         "shape": dataclasses.asdict(shape) | {"samples": SAMPLES},
         "ms": ms,
@@ -233,7 +233,7 @@ def compile_ceilings(folder: Path, instructions: str) -> ctypes.CDLL:
 
 def measure_ceilings(library: ctypes.CDLL, threads: int) -> Ceilings:
     """The best of a few tries of each loop, on so many threads at once, each with memory of its own."""
-    data = [np.ones(L2_BYTES // 4, np.float32) for _ in range(threads)]
+    data = [_aligned(L2_BYTES // 4) for _ in range(threads)]
     blocks = [(np.ones(COPY_BYTES, np.uint8), np.ones(COPY_BYTES, np.uint8)) for _ in range(threads)]
 
     def registers(turns: int, _: int) -> None:
@@ -252,6 +252,12 @@ def measure_ceilings(library: ctypes.CDLL, threads: int) -> Ceilings:
         l2=_rate(reads(L2_BYTES), 2 * L2_BYTES // 4, threads),
         copy=_rate(copy, 2 * COPY_BYTES, threads),
     )
+
+
+def _aligned(count: int) -> npt.NDArray[np.float32]:
+    """Ones from a whole cache line on: vectors that lie across two cost twice."""
+    room = np.ones(count + 16, np.float32)
+    return room[-room.ctypes.data // 4 % 16 :][:count]
 
 
 def _rate(loop: Callable[[int, int], None], work: int, threads: int) -> float:

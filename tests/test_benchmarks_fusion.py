@@ -129,10 +129,9 @@ def test_turns_leave_out_the_first_calls(script, need) -> None:
 
 def test_branches_are_told_from_the_trunk(script, tiny_onnx: Path, need) -> None:
     """Nodes by their roles: three fusions, each with both branches; the backbone and the fusions' sums are trunk."""
-    need("openvino")
     import onnx
 
-    parts = script("fusion_profile").branch_parts(tiny_onnx)
+    parts = script("fusion_parts").branch_parts(tiny_onnx)
     graph = onnx.load(str(tiny_onnx)).graph
     for node in graph.node:
         weights = " ".join(node.input)
@@ -151,7 +150,7 @@ def test_limits_count_operations_and_bytes(script) -> None:
     limits = script("kernel_limits")
     shape = limits.Shape("one pixel", 2, 2, 1, 1, 1)
     assert shape.operations == 9 * (2 * (7 + 2) + 2 * 8)
-    assert shape.read_bytes == 9 * 4 * (2 + 2) * 4  # samples, corners, channels, float32
+    assert shape.read_bytes(4) == 9 * 4 * (2 + 2) * 4  # samples, corners, channels, float32
     assert shape.moved_bytes(2) == 2 * (2 + 2 + 2 + 18 + 2)
 
 
