@@ -15,7 +15,7 @@ from outlier_graph import write_outlier_model
 from processor import WEIGHT_BITS
 
 from ddsm_deploy.artifact import resolve
-from ddsm_deploy.datasets import open_dataset
+from ddsm_deploy.datasets import IGNORE, open_dataset
 from ddsm_deploy.engines import EngineOptions, open_engine
 from ddsm_deploy.errors import ArtifactError, BackendError, ConfigError, GateError, InputError
 from ddsm_deploy.frames import FrameList, frames_of
@@ -100,6 +100,8 @@ def test_parity_is_measured_on_other_frames(report: QuantizeReport, frames: Fram
     others = frames.without(frames.spread(8))
     assert report.parity.images == len(others) == 16
     different = pixels = 0
+    k = len(report.spec.classes)
+    counts = np.zeros((2, k, k), np.int64)
     backend = JUDGES[report.spec.provenance["target"]]
     with (
         Segmenter.open(tiny_onnx, backend=backend) as whole,
@@ -110,12 +112,18 @@ def test_parity_is_measured_on_other_frames(report: QuantizeReport, frames: Fram
             want, got = whole.infer(image)["mask"], engine.run({"image": image})["mask"]
             # the labels are larger than the network's input, and masks are compared at their size
             assert entry.labels is not None
-            size = entry.labels().shape
-            a, b = (whole.finish({"mask": mask}, size).mask for mask in (want, got))
+            labels = entry.labels()
+            a, b = (whole.finish({"mask": mask}, labels.shape).mask for mask in (want, got))
             different += int((a != b).sum())
             pixels += a.size
+            for matrix, mask in zip(counts, (a, b), strict=True):
+                np.add.at(matrix, (labels[labels != IGNORE], mask[labels != IGNORE]), 1)
     assert report.parity.changed == pytest.approx(100 * different / pixels, abs=1e-9)
-    assert report.parity.miou_a is not None and report.parity.miou_a > 30
+    for miou, matrix in zip((report.parity.miou_a, report.parity.miou_b), counts, strict=True):
+        hit, union = matrix.diagonal(), matrix.sum(0) + matrix.sum(1) - matrix.diagonal()
+        assert miou == pytest.approx(100 * (hit[union > 0] / union[union > 0]).mean(), abs=1e-9)
+    # a network that tells classes apart, so that there is something to lose
+    assert report.parity.miou_a is not None and report.parity.miou_a > 15
 
 
 def test_the_same_again_gives_the_same_bytes(report: QuantizeReport, tiny_onnx: Path, frames: FrameList) -> None:
