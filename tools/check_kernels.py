@@ -29,6 +29,8 @@ CHECKS = REPO / "tests" / "kernels"
 NOT_RUN = 77
 WORTH_THREADS = 20000
 """Multiply-adds of a call from which on it is cut into tasks: far less than elsewhere, so that most calls here are."""
+LARGE_MAP = 4000
+"""Numbers in a map from which on it may be packed as bfloat16: far less than elsewhere, so that many maps here are."""
 
 ADDRESS = ["-fsanitize=address,undefined,float-cast-overflow"]
 
@@ -142,10 +144,11 @@ def build(part: Part, folder: Path, level: int) -> Path:
     common = [f"-O{level}", "-g1", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all"]
     checks = ["-std=c++17", "-Wall", "-Wextra", f"-I{SOURCES}", *part.checks, "-c", f"{CHECKS / part.program}.cpp"]
     commands = [[compiler, *common, *checks]]
+    thresholds = [f"-DDDSM_SMALL={WORTH_THREADS}", f"-DDDSM_HALF={LARGE_MAP}"]
     for source in sorted(SOURCES.glob("*.cpp")):
         if source.stem != "ort":  # ONNX Runtime's entry: nothing calls it here
             extra = part.loops if source.stem.startswith("loops_") else part.driver
-            flags = [*flags_of(source), *common, *part.kernels, *extra, f"-DDDSM_SMALL={WORTH_THREADS}"]
+            flags = [*flags_of(source), *common, *part.kernels, *extra, *thresholds]
             commands.append([compiler, *flags, "-c", str(source)])
     objects = [folder / f"{Path(command[-1]).stem}.o" for command in commands]
     compile_all([[*command, "-o", str(output)] for command, output in zip(commands, objects, strict=True)])

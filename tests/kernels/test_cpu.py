@@ -87,6 +87,12 @@ def test_bfloat16(instruction_set: str, case: Case) -> None:
     assert_close(result, reference(*(tensor.double() for tensor in inputs)), each=BFLOAT16)
 
 
+def test_bfloat16_of_a_large_map(instruction_set: str) -> None:
+    """From some size on the map itself is kept in bfloat16."""
+    case = Case(k=32, v=32, y=160, x=210, n=2, threads=3, kinds=KINDS)
+    test_bfloat16.hypothesis.inner_test(instruction_set, case)
+
+
 @pytest.mark.parametrize("bound", [1e3, 1e5])
 def test_scores_of_any_size(instruction_set: str, bound: float) -> None:
     """Large ones overflow nothing; what rounding leaves of them grows with them, in proportion."""
