@@ -125,12 +125,18 @@ def open_dataset(kind: str, root: str | Path, split: str) -> Dataset:
             ``gtFine/SPLIT/CITY/*_labelIds.png``), or ``folder`` (``SPLIT/images`` with ``SPLIT/labels``, or ``images``
             with ``labels`` where there are no splits, and ``classes.json`` in the root).
         root: the data set's folder.
-        split: usually ``train`` or ``val``.
+        split: usually ``train`` or ``val``; several joined by ``+`` (``train+val``) give all of their images.
 
     Raises:
-        ConfigError: an unknown kind.
+        ConfigError: an unknown kind, or a split named twice.
         InputError: the layout is not there, an image lacks its label, or there is no image at all.
     """
+    if "+" in split:
+        names = split.split("+")
+        if len(set(names)) < len(names):
+            raise ConfigError(f"split {split!r} names one split twice")
+        parts = [open_dataset(kind, root, name) for name in names]
+        return dataclasses.replace(parts[0], split=split, samples=tuple(s for part in parts for s in part.samples))
     root = Path(root)
     try:
         there = root.is_dir()

@@ -61,6 +61,7 @@ class NetworkConfig:
         samples: N, sampled positions a pixel; a square number, 1 to 25.
         dilation: spacing, in pixels of the low layer, of the regular grid from which offsets are counted.
         pooled: a, side of the pooled map that describes a channel in the channel branch.
+        detail: width of a last level at stride 2, which draws what is thin; 0: classes are told at stride 4.
     """
 
     backbone: str = "efficientnet_lite0"
@@ -70,6 +71,7 @@ class NetworkConfig:
     samples: int = 9
     dilation: int = 2
     pooled: int = 8
+    detail: int = 0
 
     def __post_init__(self) -> None:
         if self.fusion not in FUSIONS:
@@ -85,6 +87,8 @@ class NetworkConfig:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ConfigError(f"{name} is {value!r}; expected an integer of at least 1")
+        if isinstance(self.detail, bool) or not isinstance(self.detail, int) or self.detail < 0:
+            raise ConfigError(f"detail is {self.detail!r}; expected an integer of at least 0")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -206,6 +206,17 @@ class TestFolder:
         assert dataset.classes.names == ("Straße",)
         assert dataset.labels(0).max() == 0
 
+    def test_splits_joined(self, tmp_path: Path) -> None:
+        write_classes(tmp_path / "classes.json", self.CLASSES)
+        for split in ("train", "val"):
+            write_image(tmp_path / split / "images" / f"{split}.png")
+            write_labels(tmp_path / split / "labels" / f"{split}.png", RAMP)
+        both = open_dataset("folder", tmp_path, "val+train")
+        assert both.split == "val+train"
+        assert [sample.image.name for sample in both.samples] == ["val.png", "train.png"]
+        with pytest.raises(ConfigError, match="names one split twice"):
+            open_dataset("folder", tmp_path, "val+train+val")
+
     @pytest.mark.parametrize("bits", [4, 8])
     def test_palette_labels_keep_their_indices(self, tmp_path: Path, bits: int) -> None:
         write_classes(tmp_path / "classes.json", [{"name": f"c{i}"} for i in range(12)])

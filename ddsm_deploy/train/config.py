@@ -29,6 +29,7 @@ class TrainConfig:
         width: columns likewise.
         crop: rows and columns of a training crop, pixels.
         scale: least and greatest random scale before cropping.
+        rare_crops: share of the crops that are laid around a pixel of a rare class.
         epochs: passes over the training split.
         batch: images a step and device.
         lr: peak learning rate of the pyramid and head (AdamW, poly decay of power 0.9).
@@ -38,7 +39,8 @@ class TrainConfig:
         warmup_epochs: epochs of linear warm-up.
         ema: decay a step of the averaged weights that are validated and kept; 0 switches it off.
         ohem: pixels whose true class has at least this probability count as easy and are left out; 0 keeps all.
-        aux_weight: weight of the auxiliary losses at strides 8, 16 and 32; 0 switches them off.
+        jaccard: weight of the soft Jaccard loss, which counts every class the same; 0 switches it off.
+        aux_weight: weight of the auxiliary losses at the strides above the finest; 0 switches them off.
         class_weights: ``sqrt`` weighs a class by the square root of median over own frequency, ``none`` does not.
         precision: ``auto`` is bf16 where the hardware computes it, else fp32.
         workers: processes that load and augment.
@@ -60,6 +62,7 @@ class TrainConfig:
     width: int = 480
     crop: tuple[int, int] = (360, 480)
     scale: tuple[float, float] = (0.5, 2.0)
+    rare_crops: float = 0.5
     epochs: int = 60
     batch: int = 8
     lr: float = 1.5e-3
@@ -69,8 +72,9 @@ class TrainConfig:
     warmup_epochs: float = 1.0
     ema: float = 0.995
     ohem: float = 0.7
+    jaccard: float = 0.5
     aux_weight: float = 0.3
-    class_weights: str = "sqrt"
+    class_weights: str = "none"
     precision: str = "auto"
     workers: int = 2
     devices: str = "auto"
@@ -92,5 +96,9 @@ class TrainConfig:
             raise ConfigError(f"scale is {self.scale}; expected two numbers above zero, the lesser first")
         if not 0 <= self.ema < 1 or not 0 <= self.ohem < 1:
             raise ConfigError("ema and ohem must lie within 0 (included) and 1 (not)")
+        if not 0 <= self.rare_crops <= 1:
+            raise ConfigError(f"rare_crops is {self.rare_crops}; expected 0 to 1")
+        if self.jaccard < 0 or self.aux_weight < 0:
+            raise ConfigError("jaccard and aux_weight are weights of losses; expected at least 0")
         if self.devices != "auto" and (not self.devices.isdigit() or int(self.devices) < 1):
             raise ConfigError(f"devices is {self.devices!r}; expected auto or a number of at least 1")

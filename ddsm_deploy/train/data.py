@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import cv2
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +25,7 @@ class TrainImages(TorchDataset[tuple[Tensor, Tensor]]):
     def __init__(self, dataset: Dataset, config: TrainConfig) -> None:
         self.dataset = dataset
         self.config = config
+        self.rare = rare_classes(dataset) if config.rare_crops else np.zeros(0, np.uint8)
 
     def __len__(self) -> int:
         return len(self.dataset.samples)
@@ -31,7 +34,10 @@ class TrainImages(TorchDataset[tuple[Tensor, Tensor]]):
         image, labels = _read(self.dataset, index)
         # torch's generator is the one that DataLoader seeds in each worker and epoch
         rng = np.random.default_rng(int(torch.randint(2**62, ())))
-        image, labels = random_scale_crop(image, labels, rng, crop=self.config.crop, scale=self.config.scale)
+        around = self.rare if rng.random() < self.config.rare_crops else ()
+        image, labels = random_scale_crop(
+            image, labels, rng, crop=self.config.crop, scale=self.config.scale, around=around
+        )
         if rng.random() < 0.5:
             image, labels = image[:, ::-1], labels[:, ::-1]
         return _tensors(photometric(image, rng), labels)
@@ -55,9 +61,18 @@ class EvalImages(TorchDataset[tuple[Tensor, Tensor]]):
 
 
 def random_scale_crop(
-    image: Pixels, labels: Pixels, rng: np.random.Generator, *, crop: tuple[int, int], scale: tuple[float, float]
+    image: Pixels,
+    labels: Pixels,
+    rng: np.random.Generator,
+    *,
+    crop: tuple[int, int],
+    scale: tuple[float, float],
+    around: Sequence[int] | Pixels = (),
 ) -> tuple[Pixels, Pixels]:
-    """Scales by a random factor and cuts a random window of `crop` rows and columns; what lies outside is `IGNORE`."""
+    """Scales by a random factor and cuts a random window of `crop` rows and columns; what lies outside is `IGNORE`.
+
+    With class ids in `around`, the window holds some pixel of one of them that occurs, each as likely as the others.
+    """
     factor = float(np.exp(rng.uniform(np.log(scale[0]), np.log(scale[1]))))
     height, width = (max(1, round(side * factor)) for side in labels.shape)
     image = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
@@ -69,8 +84,14 @@ def random_scale_crop(
         border = (above, pad_y - above, left, pad_x - left, cv2.BORDER_CONSTANT)
         image = cv2.copyMakeBorder(image, *border, value=(127, 127, 127))
         labels = cv2.copyMakeBorder(labels, *border, value=IGNORE)
-    top = int(rng.integers(labels.shape[0] - rows + 1))
-    left = int(rng.integers(labels.shape[1] - columns + 1))
+    last = (labels.shape[0] - rows, labels.shape[1] - columns)
+    occurring = np.intersect1d(around, np.unique(labels))
+    if occurring.size:
+        pixel = rng.choice(np.flatnonzero(labels == rng.choice(occurring)))
+        places = zip(np.unravel_index(pixel, labels.shape), crop, last, strict=True)
+        top, left = (int(rng.integers(max(0, at - side + 1), min(at, end) + 1)) for at, side, end in places)
+    else:
+        top, left = (int(rng.integers(end + 1)) for end in last)
     window = np.s_[top : top + rows, left : left + columns]
     return image[window], labels[window]
 
@@ -94,16 +115,32 @@ def photometric(image: Pixels, rng: np.random.Generator) -> Pixels:
 
 def class_weights(dataset: Dataset) -> npt.NDArray[np.float32]:
     """Square root of (median frequency / own frequency) per class, within 0.5 and 3; absent classes weigh 1."""
+    count = pixels_of(dataset)
+    present = count > 0
+    weights = np.ones(len(count), dtype=np.float32)
+    weights[present] = np.sqrt(np.median(count[present]) / count[present]).clip(0.5, 3)
+    return weights
+
+
+def rare_classes(dataset: Dataset) -> Pixels:
+    """Ids of the classes with less than a quarter of the pixels that each would have if all had the same."""
+    count = pixels_of(dataset)
+    return np.flatnonzero(count * 4 * len(count) < count.sum()).astype(np.uint8)
+
+
+def pixels_of(dataset: Dataset) -> npt.NDArray[np.int64]:
+    """Labelled pixels of each class.
+
+    Raises:
+        InputError: there are none, or labels can't be read.
+    """
     count = np.zeros(256, dtype=np.int64)
     for index in range(len(dataset.samples)):
         count += np.bincount(dataset.labels(index).ravel(), minlength=256)
     count = count[: len(dataset.classes.names)]
     if not count.any():
         raise InputError(f"split {dataset.split!r} has no labelled pixel")
-    present = count > 0
-    weights = np.ones(len(count), dtype=np.float32)
-    weights[present] = np.sqrt(np.median(count[present]) / count[present]).clip(0.5, 3)
-    return weights
+    return count
 
 
 def _read(dataset: Dataset, index: int) -> tuple[Pixels, Pixels]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import dataclasses
 import json
 import logging
@@ -29,15 +30,26 @@ from ddsm_deploy.train.module import SegmentationTask
 
 LAST = "last.ckpt"
 BEST = "best.safetensors"
+FINAL = "final.safetensors"
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainResult:
-    """What a run ended with: the best checkpoint, its validation mIoU in percent, and its epoch (from 0)."""
+    """What a run ended with.
+
+    Attributes:
+        checkpoint: the best epoch's network.
+        miou: its validation mIoU, percent.
+        epoch: that epoch, from 0.
+        final: the last epoch's network, in whose choice validation had no part.
+        final_miou: its validation mIoU, percent.
+    """
 
     checkpoint: Path
     miou: float
     epoch: int
+    final: Path
+    final_miou: float
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -50,13 +62,14 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class KeepBest(Callback):
-    """Validates, logs, and keeps the best network as safetensors. Listed before the EMA callback, whose averaged
-    weights are still in place when this one runs."""
+    """Validates, logs, and keeps the best and the newest network as safetensors. Listed before the EMA callback, whose
+    averaged weights are still in place when this one runs."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, folder: Path) -> None:
+        self.best, self.final = folder / BEST, folder / FINAL
         self.miou = -1.0
         self.epoch = -1
+        self.newest = -1.0
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, SegmentationTask)
@@ -67,17 +80,21 @@ class KeepBest(Callback):
         pl_module.log("val/miou", miou, prog_bar=True)
         for name, iou in zip(pl_module.spec.classes, classes, strict=True):
             pl_module.log(f"val/iou/{name}", iou)
+        paths = [self.final]
+        self.newest = miou
         if miou > self.miou:
             self.miou, self.epoch = miou, trainer.current_epoch
-            if trainer.is_global_zero:
-                facts = {"val_miou": f"{miou:.2f}", "epoch": str(trainer.current_epoch)}
-                save_checkpoint(self.path, pl_module.network, pl_module.spec.with_provenance(**facts))
+            paths.append(self.best)
+        if trainer.is_global_zero:
+            spec = pl_module.spec.with_provenance(val_miou=f"{miou:.2f}", epoch=str(trainer.current_epoch))
+            for path in paths:
+                save_checkpoint(path, pl_module.network, spec)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"miou": self.miou, "epoch": self.epoch}
+        return {"miou": self.miou, "epoch": self.epoch, "newest": self.newest}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.miou, self.epoch = state_dict["miou"], state_dict["epoch"]
+        self.miou, self.epoch, self.newest = (state_dict[key] for key in ("miou", "epoch", "newest"))
 
 
 def train(config: TrainConfig) -> TrainResult:
@@ -101,7 +118,7 @@ def train(config: TrainConfig) -> TrainResult:
     validation = open_dataset(config.dataset, config.data, config.val_split)
     pl.seed_everything(config.seed, workers=True, verbose=False)
     task = _task(config, training)
-    best = KeepBest(config.output / BEST)
+    best = KeepBest(config.output)
     trainer = _trainer(config, best)
     _record(config)
     loaders = (
@@ -116,7 +133,7 @@ def train(config: TrainConfig) -> TrainResult:
         if not trainer.interrupted:
             raise
         raise KeyboardInterrupt from None  # Lightning makes exit code 1 of it, as if the run had failed
-    return TrainResult(best.path, best.miou, best.epoch)
+    return TrainResult(best.best, best.miou, best.epoch, best.final, best.newest)
 
 
 def _task(config: TrainConfig, training: Dataset) -> SegmentationTask:
@@ -166,7 +183,7 @@ def _trainer(config: TrainConfig, best: KeepBest) -> pl.Trainer:
         precision=lightning_precision(config.precision),
         callbacks=callbacks,
         logger=[
-            CSVLogger(config.output, name=None, version="logs"),
+            csv_log(config),
             TensorBoardLogger(str(config.output), name=None, version="logs"),
         ],
         plugins=[AtomicCheckpointIO()],
@@ -176,6 +193,26 @@ def _trainer(config: TrainConfig, best: KeepBest) -> pl.Trainer:
         log_every_n_steps=10,
         enable_model_summary=False,
     )
+
+
+def csv_log(config: TrainConfig) -> CSVLogger:
+    """Lightning's CSV log; of a run that goes on with what it held up to the checkpoint, where Lightning deletes it."""
+    logger = CSVLogger(config.output, name=None, version="logs")
+    path = config.output / "logs" / "metrics.csv"
+    if not config.resume or not path.is_file():
+        return logger
+    with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        rows, names = list(reader), list(reader.fieldnames or ())
+    steps = torch.load(config.output / LAST, weights_only=True, map_location="cpu")["global_step"]
+    with _quiet():
+        experiment = logger.experiment  # made here, which deletes the file
+    experiment.metrics_keys = names
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, names)
+        writer.writeheader()
+        writer.writerows(row for row in rows if int(row["step"]) < steps)
+    return logger
 
 
 def lightning_precision(precision: str) -> Any:
@@ -207,7 +244,13 @@ def _loader(images: Any, config: TrainConfig, *, shuffle: bool) -> DataLoader[An
 def _quiet() -> Iterator[None]:
     """Keeps off stderr what Lightning says of itself: its own deprecations, hints, our folder that is not empty."""
     with warnings.catch_warnings():
-        for text in ("Checkpoint directory", ".*LeafSpec", "The number of training batches", "The '.*_dataloader'"):
+        for text in (
+            "Checkpoint directory",
+            ".*LeafSpec",
+            "The number of training batches",
+            "The '.*_dataloader'",
+            "Experiment logs",
+        ):
             warnings.filterwarnings("ignore", message=text)
         yield
 

@@ -26,17 +26,50 @@ def ohem_cross_entropy(logits: Tensor, labels: Tensor, *, easy: float, weight: T
     """
     losses = F.cross_entropy(logits.float(), labels, ignore_index=IGNORE, reduction="none")
     valid = labels != IGNORE
-    losses, weights = losses[valid], weight[labels[valid]]
-    if not losses.numel():
+    labelled = int(valid.sum())
+    if not labelled:
         return logits.sum() * 0.0
+    counted = valid
     if easy > 0:
-        least = max(1, int(keep * losses.numel()))
-        hard = losses.detach() > -math.log(easy)
-        if int(hard.sum()) < least:
-            hard = torch.zeros_like(hard)
-            hard[losses.detach().topk(least).indices] = True
-        losses, weights = losses[hard], weights[hard]
+        detached = losses.detach().masked_fill(~valid, -1.0)
+        counted = detached > -math.log(easy)
+        least = max(1, int(keep * labelled))
+        if int(counted.sum()) < least:
+            counted = torch.zeros_like(valid).view(-1)
+            counted[detached.view(-1).topk(least).indices] = True
+            counted = counted.view_as(valid)
+    # weights of zero and not a selection, which would copy
+    weights = weight[labels.masked_fill(~valid, 0)] * counted
     return (losses * weights).sum() / weights.sum()
+
+
+def jaccard_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """One minus the soft intersection over union, mean over the classes that the batch's labels hold.
+
+    Every class counts the same however few its pixels, as in mIoU (soft Jaccard as in Rahman and Wang 2016, summed over
+    the batch).
+
+    Args:
+        logits: B×classes×H×W.
+        labels: int64 B×H×W, class ids or `IGNORE`.
+
+    Returns:
+        Between 0 and 1; zero where nothing is labelled.
+    """
+    valid = labels != IGNORE
+    classes = logits.shape[1]
+    bins = labels.masked_fill(~valid, classes).flatten()  # the last one is of what is not labelled
+    counts = torch.bincount(bins, minlength=classes + 1)[:classes]
+    present = counts > 0
+    if not bool(present.any()):
+        return logits.sum() * 0.0
+    probability = logits.float().softmax(1)
+    own = probability.gather(1, labels.masked_fill(~valid, 0).unsqueeze(1)).flatten()
+    hit = own.new_zeros(classes + 1).index_add(0, bins, own)[:classes]
+    # a product with a vector of zeros and ones, for a sum over the labelled pixels without a copy
+    predicted = torch.bmm(probability.flatten(2), valid.float().flatten(1).unsqueeze(2)).sum((0, 2))
+    union = predicted + counts - hit
+    return 1 - (hit[present] / union[present]).mean()
 
 
 def auxiliary_cross_entropy(logits: Tensor, labels: Tensor, *, weight: Tensor) -> Tensor:

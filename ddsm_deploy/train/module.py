@@ -14,7 +14,8 @@ from ddsm_deploy.model.blocks import resize
 from ddsm_deploy.model.network import SegmentationNetwork
 from ddsm_deploy.spec import ModelSpec
 from ddsm_deploy.train.config import TrainConfig
-from ddsm_deploy.train.losses import auxiliary_cross_entropy, ohem_cross_entropy
+from ddsm_deploy.train.depthwise import speed_up_depthwise
+from ddsm_deploy.train.losses import auxiliary_cross_entropy, jaccard_loss, ohem_cross_entropy
 
 POLY_POWER = 0.9
 
@@ -24,11 +25,12 @@ class SegmentationTask(pl.LightningModule):
 
     def __init__(self, network: SegmentationNetwork, spec: ModelSpec, config: TrainConfig, weights: Tensor) -> None:
         super().__init__()
+        speed_up_depthwise(network)
         self.network = network
         self.spec = spec
         self.config = config
         classes = len(spec.classes)
-        levels = range(1, 4) if config.aux_weight else ()
+        levels = range(4 if spec.network.detail else 3) if config.aux_weight else ()
         self.auxiliary = nn.ModuleList(nn.Conv2d(spec.network.channels, classes, 1) for _ in levels)
         self.confusion = MulticlassConfusionMatrix(classes, ignore_index=IGNORE)
         self.register_buffer("class_weights", weights, persistent=False)
@@ -44,6 +46,8 @@ class SegmentationTask(pl.LightningModule):
         levels = self.network.pyramid(self.normalise(image))
         logits = resize(self.network.head(levels[0]), image.shape[-2:])
         loss = ohem_cross_entropy(logits, labels, easy=self.config.ohem, weight=self.class_weights)
+        if self.config.jaccard:
+            loss = loss + self.config.jaccard * jaccard_loss(logits, labels)
         for level, head in zip(levels[1:], self.auxiliary, strict=False):
             aux = auxiliary_cross_entropy(head(level), labels, weight=self.class_weights)
             loss = loss + self.config.aux_weight * aux

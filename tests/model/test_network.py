@@ -91,8 +91,21 @@ def test_regular_grid_is_centred_and_dilated() -> None:
     assert regular_grid(1, 3).tolist() == [0, 0]
 
 
+def test_detail_adds_a_level_at_stride_2() -> None:
+    config = NetworkConfig(backbone="resnet10t", channels=16, sample_channels=8, detail=12)
+    network = build_network(config, 4).eval()
+    levels = network.pyramid(torch.randn(1, 3, 64, 96))
+    assert [tuple(level.shape[1:]) for level in levels] == [
+        (12, 32, 48), (16, 16, 24), (16, 8, 12), (16, 4, 6), (16, 2, 3),
+    ]  # fmt: skip
+    assert network(torch.randn(1, 3, 50, 70)).shape == (1, 4, 50, 70)
+
+
 def test_unknown_and_unfit_backbones() -> None:
     with pytest.raises(ConfigError, match="no backbone"):
         build_network(NetworkConfig(backbone="no_such_net"), 3)
     with pytest.raises(ConfigError, match="strides"):
         build_network(NetworkConfig(backbone="vit_tiny_patch16_224"), 3)
+    build_network(NetworkConfig(backbone="convnext_atto", channels=16), 3)
+    with pytest.raises(ConfigError, match="expected 2, 4, 8, 16 and 32 among them"):
+        build_network(NetworkConfig(backbone="convnext_atto", channels=16, detail=8), 3)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
+import cv2
 import numpy as np
 import pytest
 
-from ddsm_deploy.datasets import IGNORE
-from ddsm_deploy.train.data import photometric, random_scale_crop
+from ddsm_deploy.datasets import IGNORE, open_dataset
+from ddsm_deploy.train.data import photometric, random_scale_crop, rare_classes
 
 
 @pytest.mark.parametrize("scale", [(0.3, 0.5), (1.0, 1.0), (1.8, 2.2)])
@@ -41,3 +45,41 @@ def test_photometric_changes_values_not_geometry() -> None:
     assert len({c[16, 16].tobytes() for c in changed}) > 5
     for c in changed:  # the square stays the brighter part, where it was
         assert c[12:20, 12:20].mean() > c[:4].mean()
+
+
+@pytest.mark.parametrize("scale", [(0.4, 0.6), (1.0, 1.0), (1.8, 2.2)])
+def test_crops_around_a_class_hold_it(scale: tuple[float, float]) -> None:
+    labels = np.zeros((120, 160), np.uint8)
+    labels[100:106, 8:14] = 3
+    labels[20:28, 120:128] = 5
+    image = np.zeros((120, 160, 3), np.uint8)
+    held = set()
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        _, ids = random_scale_crop(image, labels, rng, crop=(32, 48), scale=scale, around=(3, 5, 7))
+        assert {3, 5} & set(np.unique(ids))
+        held |= {3, 5} & set(np.unique(ids))
+    assert held == {3, 5}
+
+
+def test_crops_around_a_class_that_is_not_there_are_like_any_other() -> None:
+    labels = np.zeros((60, 80), np.uint8)
+    image = np.arange(60 * 80 * 3, dtype=np.uint8).reshape(60, 80, 3)
+    cuts = [
+        random_scale_crop(image, labels, np.random.default_rng(4), crop=(32, 32), scale=(1.0, 1.0), around=around)[0]
+        for around in ((), (3,))
+    ]
+    assert (cuts[0] == cuts[1]).all()
+
+
+def test_rare_classes_are_those_far_below_an_equal_share(tmp_path: Path) -> None:
+    for folder in ("images", "labels"):
+        (tmp_path / folder).mkdir()
+    labels = np.full((40, 100), 255, np.uint8)
+    for name, count in enumerate((1000, 900, 400, 100)):  # an equal share is 600, a quarter of it 150
+        labels.reshape(-1)[1000 * name : 1000 * name + count] = name
+    cv2.imwrite(str(tmp_path / "labels" / "a.png"), labels)
+    cv2.imwrite(str(tmp_path / "images" / "a.png"), np.zeros((40, 100, 3), np.uint8))
+    names = [{"name": name, "color": [i, i, i]} for i, name in enumerate("abcd")]
+    (tmp_path / "classes.json").write_text(json.dumps(names))
+    assert rare_classes(open_dataset("folder", tmp_path, "")).tolist() == [3]

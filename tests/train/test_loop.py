@@ -79,21 +79,19 @@ def test_a_killed_run_goes_on_where_it_was(scenes: Path, tmp_path: Path) -> None
         command(scenes, output, "--epochs", "40"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     deadline = time.monotonic() + 200
-    while not (output / "last.ckpt").exists() and process.poll() is None and time.monotonic() < deadline:
+    log = output / "logs" / "metrics.csv"  # written after the checkpoint
+    while not log.exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    seen = (
-        [int(r["epoch"]) for r in metrics(output) if r["val/miou"]]
-        if (output / "logs" / "metrics.csv").exists()
-        else []
-    )
-    epochs = max(seen, default=0) + 3
+    seen = [int(r["epoch"]) for r in metrics(output) if r["val/miou"]]
+    epochs = max(seen, default=0) + 4
     resumed = run(*command(scenes, output, "--epochs", str(epochs), "--resume"))
     assert resumed.returncode == 0, resumed.stderr
     after = [int(r["epoch"]) for r in metrics(output) if r["val/miou"]]
     assert after[-1] == epochs - 1
     assert after == sorted(set(after)), "an epoch was trained or logged twice"
+    assert set(seen) <= set(after), "what was logged before is lost"
 
 
 def test_ctrl_c_ends_with_130_and_keeps_the_last_epoch(scenes: Path, tmp_path: Path) -> None:

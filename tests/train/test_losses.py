@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from ddsm_deploy.datasets import IGNORE
-from ddsm_deploy.train.losses import auxiliary_cross_entropy, ohem_cross_entropy
+from ddsm_deploy.train.losses import auxiliary_cross_entropy, jaccard_loss, ohem_cross_entropy
 
 ONES = torch.ones(3)
 
@@ -47,7 +47,7 @@ def test_nothing_labelled_is_zero_and_differentiable() -> None:
     logits = torch.zeros(1, 3, 4, 4, requires_grad=True)
     labels = torch.full((1, 4, 4), IGNORE)
     loss = ohem_cross_entropy(logits, labels, easy=0.7, weight=ONES)
-    loss = loss + auxiliary_cross_entropy(logits, labels, weight=ONES)
+    loss = loss + auxiliary_cross_entropy(logits, labels, weight=ONES) + jaccard_loss(logits, labels)
     loss.backward()
     assert loss.item() == 0.0
     assert logits.grad is not None and not logits.grad.any()
@@ -59,3 +59,25 @@ def test_auxiliary_labels_are_picked_at_cell_centres() -> None:
     for column in range(3):
         logits[0, column, 0, column] = 20.0
     assert auxiliary_cross_entropy(logits, labels, weight=ONES) < 1e-6
+
+
+def test_jaccard_of_certain_answers_is_one_minus_miou() -> None:
+    _, labels = batch()
+    answers = torch.randint(0, 3, labels.shape, generator=torch.Generator().manual_seed(1))
+    logits = 50.0 * F.one_hot(answers, 3).movedim(-1, 1).float()
+    valid = labels != IGNORE
+    ious = [((labels == c) & (answers == c)).sum() / (valid & ((labels == c) | (answers == c))).sum() for c in range(3)]
+    torch.testing.assert_close(jaccard_loss(logits, labels), 1 - torch.stack(ious).mean())
+
+
+def test_jaccard_leaves_out_classes_without_labels() -> None:
+    labels = torch.zeros(1, 2, 2, dtype=torch.long)
+    logits = torch.zeros(1, 3, 2, 2)
+    torch.testing.assert_close(jaccard_loss(logits, labels), torch.tensor(1 - 1 / 3))  # hit 4/3 of a union of 4
+
+
+def test_jaccard_gradient() -> None:
+    logits, labels = batch()
+    logits = logits.double().requires_grad_()
+    # the loss computes in float32, so a coarse step and a coarse answer
+    assert torch.autograd.gradcheck(lambda x: jaccard_loss(x, labels), logits, eps=1e-2, atol=1e-3, nondet_tol=1e-6)

@@ -1,0 +1,145 @@
+"""What each part of DDSM brings: the same training, part by part, with several seeds.
+
+    python benchmarks/ablation.py --data CAMVID -o RUNS [--epochs 12] [--seeds 0 1 2] [--only plain both …]
+
+Trains each row of `ROWS` with each seed by the same recipe and budget, and scores the *last* epoch's weights on val (so
+val chooses nothing): mIoU and boundary F at 3 px. Latency is that of the exported network on OpenVINO, fp32, and is
+measured apart (``--latency``), since training beside it would spoil it. What is done already in RUNS is not done again,
+and a run that was cut off goes on, so the command may be stopped and repeated. Writes RUNS/ablation.json and prints a
+table of means and standard deviations over the seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+from ddsm_deploy.datasets import open_dataset
+from ddsm_deploy.evaluate.accuracy import evaluate
+from ddsm_deploy.export import ExportOptions, export_onnx
+from ddsm_deploy.model.network import VARIANTS
+from ddsm_deploy.runtime.segmenter import Segmenter
+from ddsm_deploy.train import TrainConfig, train
+
+# name -> changes of the network, changes of the training
+ROWS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "plain": ({"fusion": "add"}, {}),
+    "both": ({}, {}),
+    "spatial": ({"fusion": "spatial"}, {}),
+    "channel": ({"fusion": "channel"}, {}),
+    "both, N=4": ({"samples": 4}, {}),
+    "both, N=16": ({"samples": 16}, {}),
+    "both, fixed offsets": ({}, {"offset_lr": 0.0}),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="CamVid's folder")
+    parser.add_argument("-o", "--output", type=Path, required=True)
+    parser.add_argument("--variant", default="ddsm-lite0")
+    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--crop", type=int, nargs=2, default=(360, 480), metavar=("ROWS", "COLUMNS"))
+    parser.add_argument("--lr", type=float, default=1.5e-3)
+    parser.add_argument("--ema", type=float, default=0.99)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--only", nargs="+", choices=list(ROWS), default=list(ROWS))
+    parser.add_argument("--latency", action="store_true", help="time the rows that are trained; train none")
+    args = parser.parse_args()
+
+    args.output.mkdir(parents=True, exist_ok=True)
+    record = args.output / "ablation.json"
+    results: list[dict[str, Any]] = json.loads(record.read_text()) if record.exists() else []
+    if args.latency:
+        for name in args.only:
+            ms = latency(args, name)
+            print(f"{name}: {ms:.1f} ms")
+            for result in results:
+                if result["row"] == name:
+                    result["latency_ms"] = ms
+        record.write_text(json.dumps(results, indent=2) + "\n")
+    else:
+        done = {(result["row"], result["seed"]) for result in results}
+        for seed in args.seeds:  # all rows of one seed first: a stopped ablation still compares like with like
+            for name in args.only:
+                if (name, seed) not in done:
+                    results.append(one(args, name, seed))
+                    record.write_text(json.dumps(results, indent=2) + "\n")
+    print(table(results))
+
+
+def one(args: argparse.Namespace, name: str, seed: int) -> dict[str, Any]:
+    """Trains and scores one row with one seed."""
+    network, training = ROWS[name]
+    folder = args.output / f"{name.replace(', ', '-').replace(' ', '-')}-{seed}"
+    config = TrainConfig(
+        data=args.data,
+        output=folder,
+        network=dataclasses.replace(VARIANTS[args.variant], **network),
+        epochs=args.epochs,
+        crop=tuple(args.crop),
+        lr=args.lr,
+        ema=args.ema,
+        seed=seed,
+        resume=(folder / "last.ckpt").exists(),
+        **training,
+    )
+    start = time.perf_counter()
+    final = train(config).final
+    minutes = (time.perf_counter() - start) / 60
+    with Segmenter.open(final, backend="torch", precision="fp32") as segmenter:
+        score = evaluate(segmenter, open_dataset("camvid", args.data, "val"))
+    print(
+        f"{name}, seed {seed}: mIoU {score.miou:.2f}, boundary F {score.boundary_f:.2f}, {minutes:.0f} min", flush=True
+    )
+    return {
+        "row": name,
+        "seed": seed,
+        "epochs": args.epochs,
+        "miou": score.miou,
+        "boundary_f": score.boundary_f,
+        "per_class": dict(score.per_class),
+        "minutes": minutes,
+    }
+
+
+def latency(args: argparse.Namespace, name: str) -> float:
+    """Median milliseconds of the row's network on OpenVINO in fp32, image to mask, two threads."""
+    import numpy as np
+
+    folder = args.output / f"{name.replace(', ', '-').replace(' ', '-')}-{args.seeds[0]}"
+    model = args.output / "latency.onnx"
+    export_onnx(folder / "final.safetensors", model, ExportOptions(sampling="fused", verify=False))
+    with Segmenter.open(model, backend="openvino", precision="fp32", threads=2) as segmenter:
+        image = np.random.default_rng(0).integers(0, 255, (360, 480, 3), dtype=np.uint8)
+        times = []
+        for _ in range(60):
+            start = time.perf_counter()
+            segmenter.predict(image)
+            times.append(time.perf_counter() - start)
+    return 1e3 * statistics.median(times[10:])
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """The results as Markdown: mean ± standard deviation over the seeds."""
+    lines = ["| row | seeds | mIoU | boundary F | latency, ms |", "| --- | --- | --- | --- | --- |"]
+    for name in ROWS:
+        rows = [result for result in results if result["row"] == name]
+        if rows:
+            scores = " | ".join(_spread([row[key] for row in rows]) for key in ("miou", "boundary_f"))
+            ms = rows[0].get("latency_ms")
+            lines.append(f"| {name} | {len(rows)} | {scores} | {'–' if ms is None else f'{ms:.1f}'} |")
+    return "\n".join(lines)
+
+
+def _spread(values: list[float]) -> str:
+    return f"{statistics.mean(values):.2f}" + (f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else "")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,185 @@
+"""Latency against accuracy on this CPU: the shipped models in each precision, and public architectures beside them.
+
+    python benchmarks/latency_accuracy.py --data CAMVID [--plain CHECKPOINT] [--threads 2] [--runs 60]
+        [--peers deeplabv3plus segformer-b0 yolo26n-sem] [--json FILE] [--plot docs/images/latency_accuracy.png]
+    python benchmarks/latency_accuracy.py --redraw FILE --plot docs/images/latency_accuracy.png
+
+Every model runs at 360×480, image bytes to class ids, one image at a time; of each precision the faster backend counts.
+mIoU is that of the same files on CamVid val. Peers are built untrained from packages of their own
+(``pip install segmentation-models-pytorch transformers ultralytics``), exported and run the same way: their speed is
+real, and they have no accuracy here, so they are marks on the time axis. ``--plain`` is the plain pyramid, as trained
+by `ddsm train --variant fpn-lite0`. Rounds of runs alternate over the backends of one model. Let nothing else run
+meanwhile.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ddsm_deploy.artifact import shipped_models
+from ddsm_deploy.datasets import camvid_classes, open_dataset
+from ddsm_deploy.evaluate.accuracy import evaluate
+from ddsm_deploy.evaluate.benchmark import BenchOptions, bench
+from ddsm_deploy.export import ExportOptions, export_onnx
+from ddsm_deploy.export.graph import trace
+from ddsm_deploy.export.onnxgraph import save_graph
+from ddsm_deploy.model.deploy import DeployModule
+from ddsm_deploy.runtime.segmenter import Segmenter
+from ddsm_deploy.spec import ModelSpec
+
+SIZE = (360, 480)
+BACKENDS = ("onnxruntime", "openvino")
+
+
+class Sized(nn.Module):
+    """Calls a network on an image padded to a multiple of 32, and gives its logits at the image's own size."""
+
+    def __init__(self, network: nn.Module, logits: Callable[[Any], Tensor] = lambda x: x) -> None:
+        super().__init__()
+        self.network, self.logits = network, logits
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Normalised image B×3×H×W -> logits B×classes×H×W."""
+        height, width = image.shape[-2:]
+        padded = nn.functional.pad(image, (0, -width % 32, 0, -height % 32))
+        logits = self.logits(self.network(padded))
+        logits = nn.functional.interpolate(logits, size=padded.shape[-2:], mode="bilinear", align_corners=False)
+        return logits[..., :height, :width]
+
+
+def deeplabv3plus(classes: int) -> nn.Module:
+    """DeepLabV3+ on the backbone of ddsm-lite0."""
+    import segmentation_models_pytorch as smp
+
+    return Sized(smp.DeepLabV3Plus("tu-efficientnet_lite0", encoder_weights=None, classes=classes))
+
+
+def segformer_b0(classes: int) -> nn.Module:
+    """SegFormer-B0."""
+    from transformers import SegformerConfig, SegformerForSemanticSegmentation
+
+    network = SegformerForSemanticSegmentation(SegformerConfig(num_labels=classes, decoder_hidden_size=256))
+    return Sized(network, lambda output: output.logits)
+
+
+def yolo26n_sem(classes: int) -> nn.Module:
+    """YOLO26n's semantic segmentation network."""
+    from ultralytics.nn.tasks import SemanticModel
+
+    return Sized(
+        SemanticModel("yolo26n-sem.yaml", nc=classes, verbose=False), lambda x: x[0] if isinstance(x, tuple) else x
+    )
+
+
+PEERS: dict[str, Callable[[int], nn.Module]] = {
+    "deeplabv3plus": deeplabv3plus,
+    "segformer-b0": segformer_b0,
+    "yolo26n-sem": yolo26n_sem,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="CamVid's folder")
+    parser.add_argument("--plain", type=Path, help="checkpoint of the plain pyramid")
+    parser.add_argument("--peers", nargs="*", choices=list(PEERS), default=[])
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--runs", type=int, default=60)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--plot", type=Path)
+    parser.add_argument("--redraw", type=Path, help="the JSON of an earlier run, to draw and not to measure")
+    args = parser.parse_args()
+    if args.redraw:
+        result = json.loads(args.redraw.read_text(encoding="utf-8"))
+    elif args.data:
+        result = measure(args)
+    else:
+        parser.error("--data or --redraw is needed")
+    for row in result["rows"]:
+        miou = "speed alone" if row["miou"] is None else f"{row['miou']:.2f} mIoU"
+        print(f"{row['model']:16} {row['precision']:10} {row['backend']:12} p50 {row['p50_ms']:7.1f} ms  {miou}")
+    if args.json and not args.redraw:
+        args.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    if args.plot:
+        draw(result, args.plot)
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """Times and scores all models; the machine as `ddsm bench` describes it."""
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as temporary:
+        models: list[tuple[str, str | Path, bool]] = [(name, name, True) for name in shipped_models()]
+        if args.plain:
+            export_onnx(args.plain, Path(temporary) / "plain.onnx", ExportOptions())
+            models.append(("plain pyramid", Path(temporary) / "plain.onnx", True))
+        models.extend((name, export_peer(name, Path(temporary)), False) for name in args.peers)
+        for name, model, trained in models:
+            options = BenchOptions(backends=BACKENDS, threads=args.threads, runs=args.runs, images=args.data / "val")
+            result = json.loads(bench(str(model), options).to_json())
+            timed = [row for row in result["rows"] if "p50_ms" in row and row["sampling"] != "portable"]
+            for precision in dict.fromkeys(row["precision"] for row in timed):
+                best = min((r for r in timed if r["precision"] == precision), key=lambda r: r["p50_ms"])
+                rows.append({key: best[key] for key in ("backend", "precision", "p50_ms", "p99_ms")} | {"model": name})
+                rows[-1]["miou"] = score(model, best, args.data) if trained else None
+    return {"machine": result["machine"], "threads": args.threads, "size": SIZE, "rows": rows}
+
+
+def score(model: str | Path, row: dict[str, Any], data: Path) -> float:
+    """mIoU of what was timed, on val, percent."""
+    with Segmenter.open(model, backend=row["backend"], precision=row["precision"]) as segmenter:
+        return evaluate(segmenter, open_dataset("camvid", data, "val")).miou
+
+
+def export_peer(name: str, folder: Path) -> Path:
+    """An untrained peer as an ONNX file like ours."""
+    torch.manual_seed(0)
+    classes = camvid_classes()
+    spec = ModelSpec(name=name, classes=classes.names, palette=classes.palette, height=SIZE[0], width=SIZE[1])
+    module = DeployModule(PEERS[name](len(classes.names)).eval(), spec).eval()
+    path = folder / f"{name}.onnx"
+    save_graph(trace(module, SIZE, dynamic="none", sampling="portable", outputs=("mask",)), path, spec)
+    return path
+
+
+def draw(result: dict[str, Any], path: Path) -> None:
+    """The plot: a line for each model through its precisions, and marks for those without accuracy."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
+    names = list(dict.fromkeys(row["model"] for row in result["rows"]))
+    for name in names:
+        rows = sorted((r for r in result["rows"] if r["model"] == name), key=lambda r: r["p50_ms"])
+        scored = [row for row in rows if row["miou"] is not None]
+        if scored:
+            axes.plot([r["p50_ms"] for r in scored], [r["miou"] for r in scored], "o-", label=name)
+            for row in scored:
+                axes.annotate(
+                    row["precision"], (row["p50_ms"], row["miou"]), (4, 5), textcoords="offset points", fontsize=8
+                )
+        else:
+            (mark,) = axes.plot([r["p50_ms"] for r in rows], [0.02] * len(rows), "|", ms=18, mew=2,
+                                transform=axes.get_xaxis_transform(), label=f"{name} (speed alone)")  # fmt: skip
+            for row in rows:
+                axes.annotate(row["precision"], (row["p50_ms"], 0.05), xycoords=axes.get_xaxis_transform(),
+                              fontsize=8, rotation=90, color=mark.get_color())  # fmt: skip
+    machine = result["machine"]
+    axes.set_xlabel(f"median latency of one 360×480 image, ms ({machine['cpu']}, {result['threads']} threads)")
+    axes.set_ylabel("mIoU on CamVid val, %")
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right")
+    figure.savefig(path, dpi=110)
+
+
+if __name__ == "__main__":
+    main()

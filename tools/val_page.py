@@ -1,0 +1,181 @@
+"""A page of validation frames: image, truth, prediction, errors, and where the sampler looked for a few pixels.
+
+    python tools/val_page.py --data CAMVID -o PAGE [--model ddsm-lite0] [--frames 8] [--worst] [--dataset camvid]
+
+Writes PAGE/index.html and a picture for each frame. Frames are taken at equal distances, or with ``--worst`` those with
+the most wrong pixels. The sampling pictures show, for some pixels (circles), the N positions that the spatial branch of
+stride 4 read, each dot as large as its share in the sum; they come from the checkpoint in torch, the rest from the
+deployed model. The page holds frames of the data set, whose licence goes for it too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import html
+from pathlib import Path
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ddsm_deploy.artifact import resolve
+from ddsm_deploy.datasets import IGNORE, Dataset, open_dataset
+from ddsm_deploy.images import read_image
+from ddsm_deploy.model import blocks
+from ddsm_deploy.model.checkpoint import load_checkpoint
+from ddsm_deploy.runtime.segmenter import Segmenter
+from ddsm_deploy.spec import ModelSpec
+
+Pixels = npt.NDArray[np.uint8]
+
+ZOOM = 2
+"""Size of a sampling picture against the frame: dots lie closer than its pixels."""
+
+STRIDE = 4
+"""Of the map whose sampling is shown."""
+
+PROBES = 7
+"""Pixels whose sampling is shown in a frame."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--dataset", default="camvid")
+    parser.add_argument("--split", default="val")
+    parser.add_argument("-o", "--output", type=Path, required=True)
+    parser.add_argument("--model", default="ddsm-lite0", help="bundle, shipped model or checkpoint")
+    parser.add_argument("--frames", type=int, default=8)
+    parser.add_argument("--worst", action="store_true")
+    args = parser.parse_args()
+    args.output.mkdir(parents=True, exist_ok=True)
+
+    dataset = open_dataset(args.dataset, args.data, args.split)
+    network, spec = load_checkpoint(resolve(args.model).file("checkpoint"))
+    network.eval()
+    with Segmenter.open(args.model) as segmenter:
+        sections = []
+        for index in chosen(segmenter, dataset, args.frames, args.worst):
+            image, truth = read_image(dataset.samples[index].image), dataset.labels(index)
+            mask = segmenter.predict(image).mask
+            name = dataset.samples[index].image.stem
+            cv2.imwrite(str(args.output / f"{name}.png"), picture(image, truth, mask, spec))
+            cv2.imwrite(str(args.output / f"{name}.sampling.png"), sampling_picture(network, spec, image, truth, mask))
+            wrong = 100 * np.mean((mask != truth)[truth != IGNORE])
+            sections.append(
+                f"<h2>{html.escape(name)}: {wrong:.1f} % of the pixels wrong</h2><img src='{name}.png'>"
+                f"<p>Where stride {STRIDE} looked:</p><img src='{name}.sampling.png'>"
+            )
+            print(f"{name}: {wrong:.1f} % wrong")
+        head = f"{html.escape(spec.name)} on {segmenter.backend}, {segmenter.precision}"
+    page = f"<!doctype html><meta charset='utf-8'><title>{head}</title><h1>{head}</h1>{legend(spec)}{''.join(sections)}"
+    (args.output / "index.html").write_text(page, encoding="utf-8")
+
+
+def chosen(segmenter: Segmenter, dataset: Dataset, count: int, worst: bool) -> list[int]:
+    """Indices of the frames to show."""
+    every = range(len(dataset.samples))
+    if not worst:
+        return [int(i) for i in np.linspace(0, len(every) - 1, min(count, len(every))).round()]
+
+    def wrong(index: int) -> float:
+        truth = dataset.labels(index)
+        mask = segmenter.predict(read_image(dataset.samples[index].image)).mask
+        return float(np.mean((mask != truth)[truth != IGNORE]))
+
+    return sorted(every, key=wrong, reverse=True)[:count]
+
+
+def colours(ids: Pixels, spec: ModelSpec) -> Pixels:
+    """Class ids as colours, BGR; void is black."""
+    table = np.zeros((256, 3), np.uint8)
+    table[: len(spec.palette)] = [colour[::-1] for colour in spec.palette]
+    return table[ids]
+
+
+def picture(image: Pixels, truth: Pixels, mask: Pixels, spec: ModelSpec) -> Pixels:
+    """Image, truth above prediction, errors: wrong pixels in the colour of what was said, the rest pale."""
+    pale = (
+        np.full_like(image, 255)
+        - (255 - cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_BGR2GRAY), cv2.COLOR_GRAY2BGR)) // 3
+    )
+    wrong = (mask != truth) & (truth != IGNORE)
+    errors = np.where(wrong[..., None], colours(mask, spec), pale)
+    return np.vstack([np.hstack([image, colours(truth, spec)]), np.hstack([errors, colours(mask, spec)])])
+
+
+def sampling_picture(network: nn.Module, spec: ModelSpec, image: Pixels, truth: Pixels, mask: Pixels) -> Pixels:
+    """The frame, enlarged, with the positions that some of its pixels read at `STRIDE`."""
+    offsets, shares = sampling(network, spec, image)
+    canvas = cv2.resize(image, None, fx=ZOOM, fy=ZOOM, interpolation=cv2.INTER_LINEAR)
+    scale_y, scale_x = image.shape[0] / offsets.shape[2] * ZOOM, image.shape[1] / offsets.shape[3] * ZOOM
+    for number, (row, column) in enumerate(probes(truth, mask, offsets.shape[2:])):
+        hue = np.array([[[180 * number // PROBES, 255, 255]]], np.uint8)
+        colour = tuple(int(c) for c in cv2.cvtColor(hue, cv2.COLOR_HSV2BGR)[0, 0])
+        centre = (round((column + 0.5) * scale_x), round((row + 0.5) * scale_y))
+        for (dy, dx), share in zip(offsets[:, :, row, column], shares[:, row, column], strict=True):
+            at = (round((column + dx + 0.5) * scale_x), round((row + dy + 0.5) * scale_y))
+            cv2.line(canvas, centre, at, colour, 1, cv2.LINE_AA)
+            cv2.circle(canvas, at, 2 + round(8 * float(share)), colour, -1, cv2.LINE_AA)
+        cv2.circle(canvas, centre, 9, (255, 255, 255), 2, cv2.LINE_AA)
+        cv2.circle(canvas, centre, 10, colour, 1, cv2.LINE_AA)
+    return canvas
+
+
+def probes(truth: Pixels, mask: Pixels, shape: tuple[int, ...]) -> list[tuple[int, int]]:
+    """Cells of the map to show: the middle one of each of the rarest classes there, by the truth."""
+    rows, columns = shape
+    small = cv2.resize(truth, (columns, rows), interpolation=cv2.INTER_NEAREST_EXACT)
+    ids, counts = np.unique(small[small != IGNORE], return_counts=True)
+    found = []
+    for identity in ids[np.argsort(counts)][:PROBES]:
+        cells = np.argwhere(small == identity)
+        found.append(tuple(int(x) for x in cells[np.abs(cells - np.median(cells, axis=0)).sum(1).argmin()]))
+    return found
+
+
+def sampling(
+    network: nn.Module, spec: ModelSpec, image: Pixels
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Offsets N×2×H×W (row, column, in cells) and shares N×H×W of the spatial branch at `STRIDE`."""
+    calls: list[tuple[Tensor, Tensor, Tensor]] = []
+    original = blocks.dynamic_sample_attention
+
+    def watch(query: Tensor, key: Tensor, value: Tensor, offset: Tensor) -> Tensor:
+        calls.append((query, key, offset))
+        return original(query, key, value, offset)
+
+    sized = cv2.resize(image, (spec.width, spec.height), interpolation=cv2.INTER_LINEAR)[..., ::-1]
+    pixels = (sized.astype(np.float32) - np.float32(spec.mean)) / np.float32(spec.std)
+    blocks.dynamic_sample_attention = watch
+    try:
+        with torch.inference_mode():
+            network(torch.from_numpy(pixels.transpose(2, 0, 1).copy())[None])
+    finally:
+        blocks.dynamic_sample_attention = original
+    query, key, offset = calls[-1]  # the network ends with the spatial branch of its finest fusion
+    _, channels, rows, columns = key.shape
+    samples = offset.shape[1] // 2
+    offset = offset.view(samples, 2, rows, columns)
+    at_y = torch.arange(rows).view(1, -1, 1) + offset[:, 0]
+    at_x = torch.arange(columns).view(1, 1, -1) + offset[:, 1]
+    grid = torch.stack([(2 * at_x + 1) / columns - 1, (2 * at_y + 1) / rows - 1], -1)
+    keys = F.grid_sample(key.expand(samples, -1, -1, -1), grid, align_corners=False)
+    shares = ((keys * query).sum(1) / channels**0.5).softmax(0)
+    return offset.numpy(), shares.numpy()
+
+
+def legend(spec: ModelSpec) -> str:
+    """Names of the classes in their colours, and what the four panels are."""
+    marks = " ".join(
+        f"<span style='background:rgb{colour};padding:2px 8px'>&nbsp;</span> {html.escape(name)}"
+        for name, colour in zip(spec.classes, spec.palette, strict=True)
+    )
+    return f"<p>{marks}</p><p>Image, truth; errors (in the colour of the class that was said), prediction.</p>"
+
+
+if __name__ == "__main__":
+    main()
