@@ -1,6 +1,6 @@
 """What each part of DDSM brings: the same training, part by part, with several seeds.
 
-    python benchmarks/ablation.py --data CAMVID -o RUNS [--epochs 12] [--seeds 0 1 2] [--only plain both …]
+    python benchmarks/ablation.py --data CAMVID -o RUNS [--epochs 10] [--seeds 0 1 2] [--only plain both …]
 
 Trains each row of `ROWS` with each seed by the same recipe and budget, and scores the *last* epoch's weights on val (so
 val chooses nothing): mIoU and boundary F at 3 px. Latency is that of the exported network on OpenVINO, fp32, and is
@@ -43,10 +43,11 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="CamVid's folder")
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--variant", default="ddsm-lite0")
-    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--crop", type=int, nargs=2, default=(360, 480), metavar=("ROWS", "COLUMNS"))
     parser.add_argument("--lr", type=float, default=1.5e-3)
-    parser.add_argument("--ema", type=float, default=0.99)
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--ema", type=float, default=0.98, help="short runs want a short average")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--only", nargs="+", choices=list(ROWS), default=list(ROWS))
     parser.add_argument("--latency", action="store_true", help="time the rows that are trained; train none")
@@ -83,6 +84,7 @@ def one(args: argparse.Namespace, name: str, seed: int) -> dict[str, Any]:
         network=dataclasses.replace(VARIANTS[args.variant], **network),
         epochs=args.epochs,
         crop=tuple(args.crop),
+        batch=args.batch,
         lr=args.lr,
         ema=args.ema,
         seed=seed,

@@ -9,7 +9,7 @@ from ddsm_deploy.errors import ConfigError
 from ddsm_deploy.spec import NetworkConfig
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
-CLASS_WEIGHTS = ("none", "sqrt")
+CLASS_WEIGHTS = ("none", "sqrt", "fade")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,9 @@ class TrainConfig:
         ohem: pixels whose true class has at least this probability count as easy and are left out; 0 keeps all.
         jaccard: weight of the soft Jaccard loss, which counts every class the same; 0 switches it off.
         aux_weight: weight of the auxiliary losses at the strides above the finest; 0 switches them off.
-        class_weights: ``sqrt`` weighs a class by the square root of median over own frequency, ``none`` does not.
+        class_weights: ``sqrt`` weighs a class by the square root of median over own frequency, ``none`` does not;
+            ``fade`` begins with the one, so that rare classes are learnt soon, and ends with the other, so that they
+            are not overrated.
         precision: ``auto`` is bf16 where the hardware computes it, else fp32.
         workers: processes that load and augment.
         devices: how many devices, or ``auto``; more than one train with Lightning's own strategy.
@@ -61,12 +63,12 @@ class TrainConfig:
     height: int = 360
     width: int = 480
     crop: tuple[int, int] = (360, 480)
-    scale: tuple[float, float] = (0.5, 2.0)
+    scale: tuple[float, float] = (0.75, 2.0)
     rare_crops: float = 0.5
     epochs: int = 60
-    batch: int = 8
+    batch: int = 4
     lr: float = 1.5e-3
-    backbone_lr: float = 0.3
+    backbone_lr: float = 0.5
     offset_lr: float = 0.1
     weight_decay: float = 0.02
     warmup_epochs: float = 1.0
@@ -74,7 +76,7 @@ class TrainConfig:
     ohem: float = 0.7
     jaccard: float = 0.5
     aux_weight: float = 0.3
-    class_weights: str = "none"
+    class_weights: str = "fade"
     precision: str = "auto"
     workers: int = 2
     devices: str = "auto"

@@ -162,7 +162,7 @@ def _task(config: TrainConfig, training: Dataset) -> SegmentationTask:
         },
         **facts,
     )
-    weights = class_weights(training) if config.class_weights == "sqrt" else [1.0] * len(classes.names)
+    weights = [1.0] * len(classes.names) if config.class_weights == "none" else class_weights(training)
     return SegmentationTask(network, spec, config, torch.as_tensor(weights, dtype=torch.float32))
 
 

@@ -72,6 +72,12 @@ def jaccard_loss(logits: Tensor, labels: Tensor) -> Tensor:
     return 1 - (hit[present] / union[present]).mean()
 
 
+def faded(weight: Tensor, done: float) -> Tensor:
+    """Class weights on their way to 1: as given at `done` 0, all 1 at `done` 1, and in between in proportion of their
+    logarithms."""
+    return torch.pow(weight, 1 - done)
+
+
 def auxiliary_cross_entropy(logits: Tensor, labels: Tensor, *, weight: Tensor) -> Tensor:
     """Cross-entropy of a coarse map against labels picked at its cells' centres (nearest). Shapes as above, logits
     smaller."""

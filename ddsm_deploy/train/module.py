@@ -15,7 +15,7 @@ from ddsm_deploy.model.network import SegmentationNetwork
 from ddsm_deploy.spec import ModelSpec
 from ddsm_deploy.train.config import TrainConfig
 from ddsm_deploy.train.depthwise import speed_up_depthwise
-from ddsm_deploy.train.losses import auxiliary_cross_entropy, jaccard_loss, ohem_cross_entropy
+from ddsm_deploy.train.losses import auxiliary_cross_entropy, faded, jaccard_loss, ohem_cross_entropy
 
 POLY_POWER = 0.9
 
@@ -45,14 +45,22 @@ class SegmentationTask(pl.LightningModule):
         image, labels = batch
         levels = self.network.pyramid(self.normalise(image))
         logits = resize(self.network.head(levels[0]), image.shape[-2:])
-        loss = ohem_cross_entropy(logits, labels, easy=self.config.ohem, weight=self.class_weights)
+        weight = self.weights_now()
+        loss = ohem_cross_entropy(logits, labels, easy=self.config.ohem, weight=weight)
         if self.config.jaccard:
             loss = loss + self.config.jaccard * jaccard_loss(logits, labels)
         for level, head in zip(levels[1:], self.auxiliary, strict=False):
-            aux = auxiliary_cross_entropy(head(level), labels, weight=self.class_weights)
+            aux = auxiliary_cross_entropy(head(level), labels, weight=weight)
             loss = loss + self.config.aux_weight * aux
         self.log("train/loss", loss, prog_bar=True, on_step=False, on_epoch=True, batch_size=len(image), sync_dist=True)
         return loss
+
+    def weights_now(self) -> Tensor:
+        """Weight of each class at this step."""
+        if self.config.class_weights != "fade":
+            return self.class_weights
+        done = self.global_step / max(1, int(self.trainer.estimated_stepping_batches))
+        return faded(self.class_weights, done)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], _: int) -> None:
         image, labels = batch

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from ddsm_deploy.datasets import IGNORE
-from ddsm_deploy.train.losses import auxiliary_cross_entropy, jaccard_loss, ohem_cross_entropy
+from ddsm_deploy.train.losses import auxiliary_cross_entropy, faded, jaccard_loss, ohem_cross_entropy
 
 ONES = torch.ones(3)
 
@@ -81,3 +81,9 @@ def test_jaccard_gradient() -> None:
     logits = logits.double().requires_grad_()
     # the loss computes in float32, so a coarse step and a coarse answer
     assert torch.autograd.gradcheck(lambda x: jaccard_loss(x, labels), logits, eps=1e-2, atol=1e-3, nondet_tol=1e-6)
+
+
+def test_fading_weights_end_at_one() -> None:
+    weight = torch.tensor([0.5, 4.0])
+    for done, wanted in ((0.0, [0.5, 4.0]), (0.5, [0.5**0.5, 2.0]), (1.0, [1.0, 1.0])):
+        torch.testing.assert_close(faded(weight, done), torch.tensor(wanted))
