@@ -62,6 +62,7 @@ class NetworkConfig:
         dilation: spacing, in pixels of the low layer, of the regular grid from which offsets are counted.
         pooled: a, side of the pooled map that describes a channel in the channel branch.
         detail: width of a last level at stride 2, which draws what is thin; 0: classes are told at stride 4.
+        enlarge: by how much the network enlarges an image before anything else, 1 to 4: more time for what is small.
     """
 
     backbone: str = "efficientnet_lite0"
@@ -72,6 +73,7 @@ class NetworkConfig:
     dilation: int = 2
     pooled: int = 8
     detail: int = 0
+    enlarge: float = 1.0
 
     def __post_init__(self) -> None:
         if self.fusion not in FUSIONS:
@@ -89,6 +91,8 @@ class NetworkConfig:
                 raise ConfigError(f"{name} is {value!r}; expected an integer of at least 1")
         if isinstance(self.detail, bool) or not isinstance(self.detail, int) or self.detail < 0:
             raise ConfigError(f"detail is {self.detail!r}; expected an integer of at least 0")
+        if isinstance(self.enlarge, bool) or not isinstance(self.enlarge, int | float) or not 1 <= self.enlarge <= 4:
+            raise ConfigError(f"enlarge is {self.enlarge!r}; expected a number from 1 to 4")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

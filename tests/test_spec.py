@@ -140,6 +140,7 @@ class TestChecks:
             ({"sample_channels": 0}, "sample_channels is 0"),
             ({"dilation": 1.5}, "dilation is 1.5"),
             ({"pooled": True}, "pooled is True"),
+            ({"enlarge": 0.5}, "enlarge is 0.5; expected a number from 1 to 4"),
             ({"detail": -1}, "detail is -1; expected an integer of at least 0"),
         ],
     )

@@ -21,6 +21,7 @@ def train(
     fusion: Annotated[str | None, typer.Option(help="ddsm, spatial, channel, or add (no DDSM).")] = None,
     samples: Annotated[int | None, typer.Option(help="N, sampled positions a pixel.")] = None,
     detail: Annotated[int | None, typer.Option(help="Channels of the level at stride 2; 0 leaves it out.")] = None,
+    enlarge: Annotated[float | None, typer.Option(help="Enlarge images by this inside the network, 1 to 4.")] = None,
     init: Annotated[Path | None, typer.Option(help="Checkpoint to start from, same architecture.")] = None,
     pretrained: Annotated[bool, typer.Option(help="Start the backbone from ImageNet weights.")] = True,
     size: Annotated[str, typer.Option(help="Deployed input, HEIGHTxWIDTH.")] = "360x480",
@@ -58,7 +59,13 @@ def train(
 
     if variant not in VARIANTS:
         raise ConfigError(f"no variant {variant!r}; there are {', '.join(VARIANTS)}")
-    changes: dict[str, Any] = {"backbone": backbone, "fusion": fusion, "samples": samples, "detail": detail}
+    changes: dict[str, Any] = {
+        "backbone": backbone,
+        "fusion": fusion,
+        "samples": samples,
+        "detail": detail,
+        "enlarge": enlarge,
+    }
     network = dataclasses.replace(VARIANTS[variant], **{k: v for k, v in changes.items() if v is not None})
     height, width = parse_size(size)
     result = run(

@@ -7,6 +7,7 @@ import re
 
 import timm
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ddsm_deploy.errors import ConfigError
@@ -31,6 +32,7 @@ class SegmentationNetwork(nn.Module):
         fusions: nn.ModuleList,
         head: nn.Sequential,
         detail: Detail | None = None,
+        enlarge: float = 1.0,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -38,11 +40,14 @@ class SegmentationNetwork(nn.Module):
         self.laterals = laterals  # strides 4, 8, 16
         self.fusions = fusions  # likewise
         self.detail = detail  # stride 2
+        self.enlarge = enlarge
         self.head = head
 
     def pyramid(self, image: Tensor) -> list[Tensor]:
-        """Normalised image B×3×H×W -> fused maps, B×C each, at strides 4, 8, 16 and 32; with `detail` one of its own
-        width at stride 2 before them."""
+        """Normalised image B×3×H×W -> fused maps, B×C each, at strides 4, 8, 16 and 32 of the enlarged image; with
+        `detail` one of its own width at stride 2 before them."""
+        if self.enlarge != 1:
+            image = F.interpolate(image, scale_factor=self.enlarge, mode="bilinear", align_corners=False)
         *features, top = self.backbone(image)
         finest = features.pop(0) if self.detail is not None else None
         levels = [self.context(top)]
@@ -89,6 +94,7 @@ def build_network(config: NetworkConfig, classes: int) -> SegmentationNetwork:
         fusions=nn.ModuleList(fusion() for _ in range(3)),
         detail=Detail(finest[0], c, config.detail) if finest else None,
         head=nn.Sequential(nn.Dropout2d(0.1), nn.Conv2d(config.detail or c, classes, 1)),
+        enlarge=config.enlarge,
     )
 
 

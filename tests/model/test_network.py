@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -99,6 +101,19 @@ def test_detail_adds_a_level_at_stride_2() -> None:
         (12, 32, 48), (16, 16, 24), (16, 8, 12), (16, 4, 6), (16, 2, 3),
     ]  # fmt: skip
     assert network(torch.randn(1, 3, 50, 70)).shape == (1, 4, 50, 70)
+
+
+def test_enlarging_inside_is_enlarging_before() -> None:
+    torch.manual_seed(0)
+    config = NetworkConfig(backbone="resnet10t", channels=16, sample_channels=8)
+    plain = build_network(config, 4).eval()
+    inside = build_network(dataclasses.replace(config, enlarge=1.5), 4).eval()
+    inside.load_state_dict(plain.state_dict())
+    image = torch.randn(1, 3, 64, 96)
+    larger = F.interpolate(image, size=(96, 144), mode="bilinear", align_corners=False)
+    for got, wanted in zip(inside.pyramid(image), plain.pyramid(larger), strict=True):
+        torch.testing.assert_close(got, wanted)
+    assert inside(image).shape == (1, 4, 64, 96)
 
 
 def test_unknown_and_unfit_backbones() -> None:
