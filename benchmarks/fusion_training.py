@@ -67,7 +67,7 @@ def measure(
 
 
 def _task(network: torch.nn.Module, spec: ModelSpec) -> Steps:
-    config = TrainConfig(data=Path(), output=Path(), network=spec.network)
+    config = TrainConfig(data=Path(), output=Path(), network=spec.network, class_weights="none")
     task = Steps(network, spec, config, torch.ones(len(spec.classes)))
     return task.to(memory_format=torch.channels_last).train()
 

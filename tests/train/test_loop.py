@@ -79,8 +79,8 @@ def test_a_killed_run_goes_on_where_it_was(scenes: Path, tmp_path: Path) -> None
         command(scenes, output, "--epochs", "40"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     deadline = time.monotonic() + 200
-    log = output / "logs" / "metrics.csv"  # written after the checkpoint
-    while not log.exists() and process.poll() is None and time.monotonic() < deadline:
+    wanted = (output / "last.ckpt", output / "logs" / "metrics.csv")
+    while not all(path.exists() for path in wanted) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
