@@ -23,6 +23,8 @@ POLY_POWER = 0.9
 class SegmentationTask(pl.LightningModule):
     """Trains a network. The auxiliary heads live here and not in the network, so no artefact carries them."""
 
+    class_weights: Tensor
+
     def __init__(self, network: SegmentationNetwork, spec: ModelSpec, config: TrainConfig, weights: Tensor) -> None:
         super().__init__()
         speed_up_depthwise(network)

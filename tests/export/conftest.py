@@ -41,6 +41,9 @@ def random_network(config: NetworkConfig) -> nn.Module:
                 nn.init.normal_(parameter, std=0.1)
             elif name.startswith("fusions") and name.endswith("weight") and not parameter.any():
                 nn.init.uniform_(parameter, 0.5, 1.0)
+        for module in network.modules():
+            if isinstance(module, nn.BatchNorm2d):  # unlike each other: the exporter shares equal tensors, and then
+                nn.init.uniform_(module.weight, 0.5, 1.0)  # does not fold them into convolutions
         nn.init.normal_(network.head[1].weight)
         network.train()
         with torch.no_grad():
@@ -51,13 +54,15 @@ def random_network(config: NetworkConfig) -> nn.Module:
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """`checkpoint(fusion, half=False)`: a random network's checkpoint, made once."""
+    """`checkpoint(network, half=False)`: a random network's checkpoint, made once. `network` is a fusion, or
+    ``detail``: both branches, the level at stride 2, and a larger image inside."""
     folder = tmp_path_factory.mktemp("checkpoints")
 
-    def make(fusion: str, *, half: bool = False) -> Path:
-        path = folder / f"{fusion}{'-half' * half}.safetensors"
+    def make(network: str, *, half: bool = False) -> Path:
+        path = folder / f"{network}{'-half' * half}.safetensors"
         if not path.exists():
-            config = NetworkConfig(**{**vars(SPEC.network), "fusion": fusion})
+            changes = {"detail": 8, "enlarge": 1.5} if network == "detail" else {"fusion": network}
+            config = NetworkConfig(**{**vars(SPEC.network), **changes})
             save_checkpoint(path, random_network(config), SPEC.replace(network=config), half=half)
         return path
 
@@ -66,15 +71,15 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def exported(checkpoint: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., ExportReport]:
-    """`exported(fusion, half=False, **options)`: the report of an export, made once for each set of arguments."""
+    """`exported(network, half=False, **options)`: the report of an export, made once for each set of arguments."""
     folder = tmp_path_factory.mktemp("exports")
     reports: dict[str, ExportReport] = {}
 
-    def make(fusion: str, *, half: bool = False, **options: object) -> ExportReport:
-        key = repr((fusion, half, sorted(options.items())))
+    def make(network: str, *, half: bool = False, **options: object) -> ExportReport:
+        key = repr((network, half, sorted(options.items())))
         if key not in reports:
             path = folder / f"{len(reports)}.onnx"
-            reports[key] = export_onnx(checkpoint(fusion, half=half), path, ExportOptions(**options))
+            reports[key] = export_onnx(checkpoint(network, half=half), path, ExportOptions(**options))
         return reports[key]
 
     return make

@@ -41,6 +41,8 @@ EXPORTS = {
     "spatial, any batch": ("spatial", {"outputs": ALL, "dynamic": "batch"}),
     "channel, gather": ("channel", {"outputs": ALL, "sampling": "gather"}),
     "add": ("add", FULL),
+    "detail, enlarged": ("detail", FULL),
+    "detail, enlarged, any batch and size": ("detail", {"outputs": ALL, "dynamic": "batch,size"}),
     "ddsm, fused, float16 weights": ("ddsm", {**HALF, "sampling": "fused"}),
 }
 TOLERANCE = 2e-4  # of logits that reach into the tens: float32 over some forty layers, summed in another order
@@ -56,7 +58,9 @@ def report(request: pytest.FixtureRequest, exported: Exported) -> ExportReport:
 def source(report: ExportReport, checkpoint: Callable[..., Path]) -> Path:
     """The checkpoint that `report` was made from."""
     spec = report.spec
-    return checkpoint(spec.network.fusion, half=spec.provenance["weights"] == "fp16")
+    return checkpoint(
+        "detail" if spec.network.detail else spec.network.fusion, half=spec.provenance["weights"] == "fp16"
+    )
 
 
 def images(report: ExportReport) -> list[npt.NDArray[np.uint8]]:
