@@ -42,8 +42,8 @@ def random_network(config: NetworkConfig) -> nn.Module:
             elif name.startswith("fusions") and name.endswith("weight") and not parameter.any():
                 nn.init.uniform_(parameter, 0.5, 1.0)
         for module in network.modules():
-            if isinstance(module, nn.BatchNorm2d):  # unlike each other: the exporter shares equal tensors, and then
-                nn.init.uniform_(module.weight, 0.5, 1.0)  # does not fold them into convolutions
+            if isinstance(module, nn.BatchNorm2d):
+                nn.init.uniform_(module.weight, 0.5, 1.0)
         nn.init.normal_(network.head[1].weight)
         network.train()
         with torch.no_grad():
