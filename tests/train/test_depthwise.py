@@ -16,7 +16,8 @@ def network() -> nn.Sequential:
         nn.Conv2d(3, 8, 1, bias=False),
         nn.Conv2d(8, 8, 5, stride=2, padding=2, groups=8, bias=False),
         nn.Conv2d(8, 8, 3, padding=1, groups=8, bias=True),
-        nn.Conv2d(8, 16, 3, padding=1, groups=8, bias=False),
+        nn.Conv2d(8, 8, 3, padding=1, groups=8, bias=False),
+        nn.Conv2d(8, 16, 5, padding=2, groups=8, bias=False),
     )
 
 
@@ -24,7 +25,7 @@ def test_only_plain_depthwise_convolutions_change_and_weights_keep_their_names()
     changed = network()
     before = changed.state_dict()
     speed_up_depthwise(changed)
-    assert [type(module) is DepthwiseConv2d for module in changed] == [False, True, False, False]
+    assert [type(module) is DepthwiseConv2d for module in changed] == [False, True, False, False, False]
     assert changed.state_dict().keys() == before.keys()
 
 
@@ -50,7 +51,7 @@ def test_results_and_gradients_are_torchs(precision: str) -> None:
 
 
 def test_a_frozen_weight_has_no_gradient() -> None:
-    conv = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1, groups=8, bias=False))
+    conv = nn.Sequential(nn.Conv2d(8, 8, 5, padding=2, groups=8, bias=False))
     speed_up_depthwise(conv)
     conv[0].weight.requires_grad_(False)
     x = torch.randn(1, 8, 6, 6, requires_grad=True)
