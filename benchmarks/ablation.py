@@ -21,10 +21,12 @@ from typing import Any
 
 from ddsm_deploy.datasets import open_dataset
 from ddsm_deploy.evaluate.accuracy import evaluate
+from ddsm_deploy.evaluate.benchmark import BenchOptions, bench
 from ddsm_deploy.export import ExportOptions, export_onnx
 from ddsm_deploy.model.network import VARIANTS
 from ddsm_deploy.runtime.segmenter import Segmenter
 from ddsm_deploy.train import TrainConfig, train
+from ddsm_deploy.train.loop import FINAL, LAST
 
 # name -> changes of the network, changes of the training
 ROWS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -77,7 +79,7 @@ def main() -> None:
 def one(args: argparse.Namespace, name: str, seed: int) -> dict[str, Any]:
     """Trains and scores one row with one seed."""
     network, training = ROWS[name]
-    folder = args.output / f"{name.replace(', ', '-').replace(' ', '-')}-{seed}"
+    folder = run_folder(args, name, seed)
     config = TrainConfig(
         data=args.data,
         output=folder,
@@ -88,7 +90,7 @@ def one(args: argparse.Namespace, name: str, seed: int) -> dict[str, Any]:
         lr=args.lr,
         ema=args.ema,
         seed=seed,
-        resume=(folder / "last.ckpt").exists(),
+        resume=(folder / LAST).exists(),
         **training,
     )
     start = time.perf_counter()
@@ -111,20 +113,18 @@ def one(args: argparse.Namespace, name: str, seed: int) -> dict[str, Any]:
 
 
 def latency(args: argparse.Namespace, name: str) -> float:
-    """Median milliseconds of the row's network on OpenVINO in fp32, image to mask, two threads."""
-    import numpy as np
-
-    folder = args.output / f"{name.replace(', ', '-').replace(' ', '-')}-{args.seeds[0]}"
+    """Median milliseconds of the row's network on OpenVINO in fp32, image to mask, two threads (see `ddsm bench`)."""
     model = args.output / "latency.onnx"
-    export_onnx(folder / "final.safetensors", model, ExportOptions(sampling="fused", verify=False))
-    with Segmenter.open(model, backend="openvino", precision="fp32", threads=2) as segmenter:
-        image = np.random.default_rng(0).integers(0, 255, (360, 480, 3), dtype=np.uint8)
-        times = []
-        for _ in range(60):
-            start = time.perf_counter()
-            segmenter.predict(image)
-            times.append(time.perf_counter() - start)
-    return 1e3 * statistics.median(times[10:])
+    export_onnx(run_folder(args, name, args.seeds[0]) / FINAL, model, ExportOptions(sampling="fused", verify=False))
+    options = BenchOptions(backends=("openvino",), precisions=("fp32",), threads=2, images=args.data / "val")
+    (row,) = bench(model, options).rows
+    return row.percentile(50)
+
+
+def run_folder(args: argparse.Namespace, name: str, seed: int) -> Path:
+    """Where a row's training with a seed lies."""
+    folder: Path = args.output / f"{name.replace(', ', '-').replace(' ', '-')}-{seed}"
+    return folder
 
 
 def table(results: list[dict[str, Any]]) -> str:

@@ -163,6 +163,10 @@ def stage(run: Path) -> str:
         "backbone-lr": config["backbone_lr"],
         "ema": config["ema"],
         "class-weights": config["class_weights"],
+        "jaccard": config.get("jaccard", 0.0),  # runs before these options were there had none of them
+        "rare-crops": config.get("rare_crops", 0.0),
+        "detail": config["network"].get("detail", 0),
+        "enlarge": config["network"].get("enlarge", 1.0),
     }
     if config["init"]:
         options["init"] = config["init"]

@@ -11,6 +11,7 @@ deployed model. The page holds frames of the data set, whose licence goes for it
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import html
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from ddsm_deploy.datasets import IGNORE, Dataset, open_dataset
 from ddsm_deploy.images import read_image
 from ddsm_deploy.model import blocks
 from ddsm_deploy.model.checkpoint import load_checkpoint
+from ddsm_deploy.runtime.segmentation import Segmentation
 from ddsm_deploy.runtime.segmenter import Segmenter
 from ddsm_deploy.spec import ModelSpec
 
@@ -60,11 +62,11 @@ def main() -> None:
         sections = []
         for index in chosen(segmenter, dataset, args.frames, args.worst):
             image, truth = read_image(dataset.samples[index].image), dataset.labels(index)
-            mask = segmenter.predict(image).mask
+            result = segmenter.predict(image)
             name = dataset.samples[index].image.stem
-            cv2.imwrite(str(args.output / f"{name}.png"), picture(image, truth, mask, spec))
-            cv2.imwrite(str(args.output / f"{name}.sampling.png"), sampling_picture(network, spec, image, truth, mask))
-            wrong = 100 * np.mean((mask != truth)[truth != IGNORE])
+            cv2.imwrite(str(args.output / f"{name}.png"), picture(image, truth, result))
+            cv2.imwrite(str(args.output / f"{name}.sampling.png"), sampling_picture(network, spec, image, truth))
+            wrong = 100 * np.mean((result.mask != truth)[truth != IGNORE])
             sections.append(
                 f"<h2>{html.escape(name)}: {wrong:.1f} % of the pixels wrong</h2><img src='{name}.png'>"
                 f"<p>Where stride {STRIDE} looked:</p><img src='{name}.sampling.png'>"
@@ -89,30 +91,21 @@ def chosen(segmenter: Segmenter, dataset: Dataset, count: int, worst: bool) -> l
     return sorted(every, key=wrong, reverse=True)[:count]
 
 
-def colours(ids: Pixels, spec: ModelSpec) -> Pixels:
-    """Class ids as colours, BGR; void is black."""
-    table = np.zeros((256, 3), np.uint8)
-    table[: len(spec.palette)] = [colour[::-1] for colour in spec.palette]
-    return table[ids]
+def picture(image: Pixels, truth: Pixels, result: Segmentation) -> Pixels:
+    """Image and truth above errors and prediction: wrong pixels in the colour of what was said, the rest pale."""
+    grey = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_BGR2GRAY), cv2.COLOR_GRAY2BGR)
+    wrong = (result.mask != truth) & (truth != IGNORE)
+    errors = np.where(wrong[..., None], result.color(), 170 + grey // 3)
+    true_colours = dataclasses.replace(result, mask=truth).color()  # void is black
+    return np.vstack([np.hstack([image, true_colours]), np.hstack([errors, result.color()])])
 
 
-def picture(image: Pixels, truth: Pixels, mask: Pixels, spec: ModelSpec) -> Pixels:
-    """Image, truth above prediction, errors: wrong pixels in the colour of what was said, the rest pale."""
-    pale = (
-        np.full_like(image, 255)
-        - (255 - cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_BGR2GRAY), cv2.COLOR_GRAY2BGR)) // 3
-    )
-    wrong = (mask != truth) & (truth != IGNORE)
-    errors = np.where(wrong[..., None], colours(mask, spec), pale)
-    return np.vstack([np.hstack([image, colours(truth, spec)]), np.hstack([errors, colours(mask, spec)])])
-
-
-def sampling_picture(network: nn.Module, spec: ModelSpec, image: Pixels, truth: Pixels, mask: Pixels) -> Pixels:
+def sampling_picture(network: nn.Module, spec: ModelSpec, image: Pixels, truth: Pixels) -> Pixels:
     """The frame, enlarged, with the positions that some of its pixels read at `STRIDE`."""
     offsets, shares = sampling(network, spec, image)
     canvas = cv2.resize(image, None, fx=ZOOM, fy=ZOOM, interpolation=cv2.INTER_LINEAR)
     scale_y, scale_x = image.shape[0] / offsets.shape[2] * ZOOM, image.shape[1] / offsets.shape[3] * ZOOM
-    for number, (row, column) in enumerate(probes(truth, mask, offsets.shape[2:])):
+    for number, (row, column) in enumerate(probes(truth, offsets.shape[2:])):
         hue = np.array([[[180 * number // PROBES, 255, 255]]], np.uint8)
         colour = tuple(int(c) for c in cv2.cvtColor(hue, cv2.COLOR_HSV2BGR)[0, 0])
         centre = (round((column + 0.5) * scale_x), round((row + 0.5) * scale_y))
@@ -125,7 +118,7 @@ def sampling_picture(network: nn.Module, spec: ModelSpec, image: Pixels, truth: 
     return canvas
 
 
-def probes(truth: Pixels, mask: Pixels, shape: tuple[int, ...]) -> list[tuple[int, int]]:
+def probes(truth: Pixels, shape: tuple[int, ...]) -> list[tuple[int, int]]:
     """Cells of the map to show: the middle one of each of the rarest classes there, by the truth."""
     rows, columns = shape
     small = cv2.resize(truth, (columns, rows), interpolation=cv2.INTER_NEAREST_EXACT)

@@ -1,8 +1,8 @@
 """Depthwise convolutions whose gradients are computed in float32, for training in bfloat16 on a CPU.
 
 torch's own bfloat16 backward of depthwise convolutions takes several times as long as the same in float32 where kernels
-are 5×5 or the stride is 2 (torch 2.14; `benchmarks/depthwise_backward.py`), and was half of a training step of an
-EfficientNet. The forward stays as it is.
+are 5×5 or the stride is 2 (torch 2.14; `benchmarks/depthwise_backward.py`), and EfficientNets are full of those. The
+forward stays as it is.
 """
 
 from __future__ import annotations

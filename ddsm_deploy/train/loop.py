@@ -17,6 +17,7 @@ import torch
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.data import DataLoader
 
 from ddsm_deploy.datasets import Dataset, open_dataset
@@ -94,7 +95,8 @@ class KeepBest(Callback):
         return {"miou": self.miou, "epoch": self.epoch, "newest": self.newest}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.miou, self.epoch, self.newest = (state_dict[key] for key in ("miou", "epoch", "newest"))
+        self.miou, self.epoch = state_dict["miou"], state_dict["epoch"]
+        self.newest = state_dict.get("newest", self.newest)  # runs begun before there was one go on all the same
 
 
 def train(config: TrainConfig) -> TrainResult:
@@ -199,19 +201,21 @@ def csv_log(config: TrainConfig) -> CSVLogger:
     """Lightning's CSV log; of a run that goes on with what it held up to the checkpoint, where Lightning deletes it."""
     logger = CSVLogger(config.output, name=None, version="logs")
     path = config.output / "logs" / "metrics.csv"
-    if not config.resume or not path.is_file():
+    if not config.resume or not path.is_file() or rank_zero_only.rank:  # one process of several writes
         return logger
     with path.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
         rows, names = list(reader), list(reader.fieldnames or ())
     steps = torch.load(config.output / LAST, weights_only=True, map_location="cpu")["global_step"]
-    with _quiet():
-        experiment = logger.experiment  # made here, which deletes the file
-    experiment.metrics_keys = names
-    with path.open("w", newline="", encoding="utf-8") as file:
+    temporary = path.with_suffix(".part")
+    with temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, names)
         writer.writeheader()
         writer.writerows(row for row in rows if int(row["step"]) < steps)
+    with _quiet():
+        experiment = logger.experiment  # made here, which deletes the file
+    experiment.metrics_keys = names
+    temporary.replace(path)
     return logger
 
 

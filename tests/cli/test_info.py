@@ -109,10 +109,10 @@ def test_a_backend_that_is_not_installed_comes_with_its_pip_line(tmp_path: Path)
     assert "pip install 'ddsm-deploy[cpu]'" in openvino["reason"]
 
 
-def test_how_a_fused_file_is_sampled(tiny_fused: Path, tmp_path: Path) -> None:
+def test_how_a_fused_file_is_sampled(tiny_fused: Path, tmp_path: Path, missing) -> None:
     status = kernels.status()
     if not status.available:
-        pytest.skip(status.reason)
+        missing("kernels", status.reason)
     done = ddsm("info", tiny_fused, "--json", "-")
     result = json.loads(done.stdout)
     assert result["kernels"]["available"] is True

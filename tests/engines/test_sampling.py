@@ -184,7 +184,7 @@ def test_openvino_lends_as_many_threads_as_it_was_given(
     if pool_problem():
         missing("openvino-threads", pool_problem())
     if usable_cores() < threads:
-        pytest.skip(f"cores: OpenVINO takes no more threads than cores, of which there are {usable_cores()} here")
+        missing("cores", f"OpenVINO takes no more threads than cores, of which there are {usable_cores()} here")
     lent, forward = set(), kernels.forward
 
     def observed(*arguments: Any, **named: Any) -> None:

@@ -90,9 +90,9 @@ class TestBench:
             ("openvino fp32", 22),
         ]
 
-    def test_both_ways_of_sampling(self, tiny_fused: Path) -> None:
+    def test_both_ways_of_sampling(self, tiny_fused: Path, missing) -> None:
         if not kernels.status().available:
-            pytest.skip(kernels.status().reason)
+            missing("kernels", kernels.status().reason)
         options = BenchOptions(backends=("onnxruntime",), samplings=("fused", "portable"), runs=1, warm_up=0)
         fields = json.loads(bench(tiny_fused, options).to_json())
         assert [row["sampling"] for row in fields["rows"]] == ["fused", "portable"]

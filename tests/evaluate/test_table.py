@@ -176,9 +176,9 @@ def test_no_such_model(dataset: Dataset) -> None:
         score_all(["nothing"], dataset)
 
 
-def test_both_ways_of_sampling_are_rows(tiny_fused: Path, scenes: Path) -> None:
+def test_both_ways_of_sampling_are_rows(tiny_fused: Path, scenes: Path, missing) -> None:
     if not kernels.status().available:
-        pytest.skip(kernels.status().reason)
+        missing("kernels", kernels.status().reason)
     options = TableOptions(backends=("onnxruntime",), samplings=("portable", "fused"))
     table = score_all([tiny_fused], open_dataset("folder", scenes, ""), options)
     assert [row.fields()["sampling"] for row in table.rows] == ["portable", "fused"]

@@ -65,10 +65,10 @@ def test_two_runtimes_agree_on_the_shipped_model(shipped: Path, need) -> None:
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
-def test_both_ways_of_sampling_agree(tiny_fused: Path, scenes: Path, backend: str, need) -> None:
+def test_both_ways_of_sampling_agree(tiny_fused: Path, scenes: Path, backend: str, need, missing) -> None:
     need(backend)
     if not kernels.status().available:
-        pytest.skip(kernels.status().reason)
+        missing("kernels", kernels.status().reason)
     sides = VerifyOptions(
         data=scenes / "images",
         images=4,

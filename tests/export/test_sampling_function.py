@@ -65,9 +65,9 @@ def run_onnxruntime(model: onnx.ModelProto, feeds: dict[str, npt.NDArray]) -> li
 @given(case=sizes, axes=st.sampled_from(list(AXES.values())), strange=st.sampled_from([0.0, np.nan, np.inf, -1e30]))
 @example(case=(1, 1, 1, 1, 1, 1, 0.5), axes=(), strange=0.0)
 @example(case=(1, 2, 3, 25, 1, 1, 0.5), axes=(0, 2, 3), strange=np.nan)
-def test_body_is_the_operator(form: Callable, case: Case, axes: tuple[int, ...], strange: float) -> None:
+def test_body_is_the_operator(need, form: Callable, case: Case, axes: tuple[int, ...], strange: float) -> None:
     """Against the float64 reference: one-pixel maps, odd ones, positions near and far outside, and one of no place."""
-    pytest.importorskip("onnxruntime")
+    need("onnxruntime")
     feeds, truth = feeds_and_truth(case, strange=strange)
     got, _ = run_onnxruntime(form(one_node(case, axes=axes)), feeds)
     np.testing.assert_allclose(got, truth, **FLOATS)

@@ -74,10 +74,10 @@ def test_every_form_is_tried_and_the_fastest_that_passes_runs(tiny_bundle: Path)
         assert resolve(segmenter.file).spec.precision == stated
 
 
-def test_a_fused_file_is_judged_beside_standard_operators(tiny_fused: Path, need) -> None:
+def test_a_fused_file_is_judged_beside_standard_operators(tiny_fused: Path, need, missing) -> None:
     need("openvino")
     if not kernels.status().available:
-        pytest.skip(kernels.status().reason)
+        missing("kernels", kernels.status().reason)
     with Segmenter.open(tiny_fused) as segmenter:
         assert segmenter.sampling == "fused"
         assert segmenter.decision is not None

@@ -96,11 +96,11 @@ def test_how_the_winner_samples_is_said_and_kept(decision: Decision) -> None:
 
 
 def test_the_kernels_are_part_of_the_question(
-    decision: Decision, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    decision: Decision, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing
 ) -> None:
     status = kernels.status()
     if status.path is None:
-        pytest.skip(status.reason)
+        missing("kernels", status.reason)
     keep(decision)
     artifact = resolve(tmp_path / "model.onnx")
     there = facts_of(artifact, EngineOptions())["versions"]["kernels"]

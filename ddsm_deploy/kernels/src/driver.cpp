@@ -23,8 +23,8 @@ constexpr int64_t kMaxMap = (int64_t(1) << 31) - 1;
 #endif
 constexpr int64_t kSmall = DDSM_SMALL;
 // From so many numbers a map of bfloat16 keys and values is packed as bfloat16: half the memory, and nothing lost. A map
-// that fits the caches is faster as float32, which is widened once and not at every one of N samples (90×120, K = V = 32:
-// 1.3 ms against 2.1 on one thread).
+// that fits the caches is faster as float32, which is widened once and not at every one of N samples
+// (benchmarks/kernel_limits.py --types bf16, with this at 0 and as it is).
 #ifndef DDSM_HALF
 #define DDSM_HALF (int64_t(1) << 21)  // tools/check_kernels.py takes less, as above
 #endif
