@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import importlib.util
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +17,10 @@ from render_scenes import write_scenes
 
 if TYPE_CHECKING:
     from ddsm_deploy.artifact import Artifact
+
+# A shell starts background jobs with Ctrl-C switched off, and processes that tests start would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 REPO = Path(__file__).parent.parent
 TINY_SIZE = (64, 96)

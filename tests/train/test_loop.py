@@ -103,7 +103,10 @@ def test_ctrl_c_ends_with_130_and_keeps_the_last_epoch(scenes: Path, tmp_path: P
     while not (output / "last.ckpt").exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=60)
+    try:
+        _, stderr = process.communicate(timeout=60)
+    finally:
+        process.kill()  # one that does not end would go on beside the tests to come
     assert process.returncode == 130
     assert "Traceback" not in stderr
     assert (output / "best.safetensors").exists() and (output / "last.ckpt").exists()
