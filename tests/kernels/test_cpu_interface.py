@@ -189,13 +189,14 @@ def in_use(missing) -> int:
 
 
 def test_scratch_memory_is_kept_and_does_not_grow(missing) -> None:
-    call = Call()
+    batch = 32  # a megabyte of scratch: Python and its threads take and give back some kilobytes meanwhile
+    call = Call(batch)
     library = ctypes.CDLL(str(kernels.library_path()))
     library.ddsm_release_scratch()
     empty = in_use(missing)
     call.backward()
     warm = in_use(missing)
-    scratch = B * (Y + 2) * (X + 2) * (K + V) * 4  # at least, not padded yet
+    scratch = batch * (Y + 2) * (X + 2) * (K + V) * 4  # at least, not padded yet
     assert warm - empty >= scratch
     for _ in range(200):
         call.forward()
@@ -209,11 +210,12 @@ def test_a_larger_map_takes_the_place_of_a_smaller_one(missing) -> None:
     """Maps that grow from call to call leave one buffer behind, not one for each size."""
     library = ctypes.CDLL(str(kernels.library_path()))
     library.ddsm_release_scratch()
-    call = Call()
+    batch = 32
+    call = Call(batch)
     before = in_use(missing)
     for rows in range(1, Y + 1):
         call.sizes.rows = rows
         call.forward()
-    largest = B * (Y + 2) * (X + 2) * 48 * 4  # bytes: K and V in whole vectors of 16 are 48
+    largest = batch * (Y + 2) * (X + 2) * 48 * 4  # bytes: K and V in whole vectors of 16 are 48
     assert in_use(missing) - before < 2 * largest  # all of them would be seven times as much
     library.ddsm_release_scratch()
