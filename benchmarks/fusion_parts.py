@@ -19,9 +19,10 @@ def branch_parts(path: Path) -> dict[str, str]:
     """Names of a file's nodes and of the tensors that they make -> ``fusions.0.spatial.query`` and the like.
 
     What belongs to no branch has an empty text. The trunk is what is reached from the answer, backwards, without
-    entering a branch. A node depends on a branch where that branch's weights or its sampling lie upstream of it, nearer
-    than any convolution of the trunk; of such nodes the trunk owns only those that add a branch's result to something
-    of its own, and those that resize the sum.
+    entering a branch, and what is resized with no convolution of a branch before it, as in the plain pyramid. A node
+    depends on a branch where that branch's weights or its sampling lie upstream of it, nearer than any convolution of
+    the trunk; of such nodes the trunk owns only those that add a branch's result to something of its own, and those
+    that resize the sum.
     """
     nodes = list(onnx.load(str(path)).graph.node)
     makes = {name: node for node in nodes for name in node.output}
@@ -35,6 +36,7 @@ def branch_parts(path: Path) -> dict[str, str]:
             own.update(node.output)
     trunk: set[str] = set()
     waiting = list(nodes[-1].output)
+    waiting += [node.output[0] for node in nodes if node.op_type == "Resize" and node.output[0] in own]
     while waiting:
         name = waiting.pop()
         if name in makes and name in own and name not in trunk:

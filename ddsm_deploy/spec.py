@@ -57,7 +57,7 @@ class NetworkConfig:
         fusion: what joins a low layer with the next higher one: ``ddsm`` (both branches), ``spatial``, ``channel``, or
             ``add`` (none: the plain feature pyramid, the baseline of every comparison).
         channels: C, width of the pyramid; a square number wherever the channel branch is used.
-        sample_channels: K = V of the spatial branch: width of the sampled query, key and value maps.
+        sample_channels: K of the spatial branch: width of its query and key maps.
         samples: N, sampled positions a pixel; a square number, 1 to 25.
         dilation: spacing, in pixels of the low layer, of the regular grid from which offsets are counted.
         pooled: a, side of the pooled map that describes a channel in the channel branch.
@@ -70,7 +70,7 @@ class NetworkConfig:
     channels: int = 64
     sample_channels: int = 32
     samples: int = 9
-    dilation: int = 2
+    dilation: int = 1
     pooled: int = 8
     detail: int = 0
     enlarge: float = 1.0

@@ -104,12 +104,15 @@ def offset_conv(inputs: int, samples: int, dilation: int) -> nn.Conv2d:
 class SpatialBranch(nn.Module):
     """Diagram (a): every pixel of the low layer attends to N sampled pixels of the upsampled high layer.
 
-    Choices at the paper's open points; what each is worth has not been measured one by one:
-    query, key and value are normalised (BN) and K = V = `sample_channels`, narrower than C; the key's convolution on
-    ``concat[x_l, x_h']`` is two, one on each part, because the high half then runs on the small map (1×1 convolution
-    and bilinear upsampling commute); offsets are read from the key map, which has seen both layers; the regular grid is
-    dilated to the pitch of the high layer; the output's norm starts at zero, so the network starts as the plain
-    pyramid. The position embedding enters query and key, not value.
+    The branch *is* the upsampling: its values are the high layer's own channels, upsampled, and its result takes their
+    place in the sum. Added to them instead, behind a gate that starts at zero, it was hardly used: what it samples was
+    in the sum already (docs/experiments.md, e5 to e7). At the start it is a mean over the regular grid.
+
+    Other choices at the paper's open points; what each is worth has not been measured one by one: query and key are
+    normalised (BN) and narrower than C, K = `sample_channels`; the key's convolution on ``concat[x_l, x_h']`` is two,
+    one on each part, because the high half then runs on the small map (1×1 convolution and bilinear upsampling
+    commute); offsets are read from the key map, which has seen both layers. The position embedding enters query and
+    key, not value.
     """
 
     def __init__(self, channels: int, *, sample_channels: int, samples: int, dilation: int) -> None:
@@ -117,21 +120,16 @@ class SpatialBranch(nn.Module):
         self.query = ConvNorm(channels, sample_channels)
         self.key_low = ConvNorm(channels, sample_channels)
         self.key_high = ConvNorm(channels, sample_channels)
-        self.value = ConvNorm(channels, sample_channels)
         self.query_position = PositionBias(sample_channels)
         self.key_position = PositionBias(sample_channels)
         self.offset = offset_conv(sample_channels, samples, dilation)
-        self.out = ConvNorm(sample_channels, channels, zero=True)
 
-    def forward(self, low: Tensor, high: Tensor) -> Tensor:
-        """low B×C×H×W, high B×C×h×w -> B×C×H×W."""
-        size = low.shape[-2:]
-        # upsampled one by one: together they would save a Resize and cost a Concat and a Split, which are slower
-        value = resize(self.value(high), size)
-        key = self.key_low(low) + resize(self.key_high(high), size)
+    def forward(self, low: Tensor, high: Tensor, value: Tensor) -> Tensor:
+        """low B×C×H×W, high B×C×h×w, value B×C×H×W (`high`, upsampled) -> B×C×H×W."""
+        key = self.key_low(low) + resize(self.key_high(high), low.shape[-2:])
         offset = self.offset(F.relu(key))
         query = self.query_position(self.query(low))
-        return self.out(dynamic_sample_attention(query, self.key_position(key), value, offset))
+        return dynamic_sample_attention(query, self.key_position(key), value, offset)
 
 
 class ChannelBranch(nn.Module):
@@ -189,7 +187,7 @@ class ChannelBranch(nn.Module):
 
 
 class Fusion(nn.Module):
-    """Joins a low layer with the next higher one: ``conv3×3-BN-ReLU(x_l + up(x_h + channel) + spatial)``.
+    """Joins a low layer with the next higher one: ``conv3×3-BN-ReLU(x_l + spatial(up(x_h + channel)))``.
 
     Without branches this is the plain pyramid's "upsample and add".
     """
@@ -203,10 +201,10 @@ class Fusion(nn.Module):
     def forward(self, low: Tensor, high: Tensor) -> Tensor:
         """low B×C×H×W, high B×C×h×w -> B×C×H×W."""
         mixed = high if self.channel is None else self.channel(low, high)
-        total = low + resize(mixed, low.shape[-2:])
+        up = resize(mixed, low.shape[-2:])
         if self.spatial is not None:
-            total = total + self.spatial(low, high)
-        return self.merge(total)
+            up = self.spatial(low, high, up)
+        return self.merge(low + up)
 
 
 class Detail(nn.Module):

@@ -31,6 +31,7 @@ class TrainConfig:
         scale: least and greatest random scale before cropping.
         rare_crops: share of the crops that are laid around a pixel of a rare class.
         epochs: passes over the training split.
+        validate_every: epochs from one validation to the next; it divides `epochs`.
         batch: images a step and device.
         lr: peak learning rate of the pyramid and head (AdamW, poly decay of power 0.9).
         backbone_lr: its multiple for the pretrained backbone.
@@ -66,10 +67,11 @@ class TrainConfig:
     scale: tuple[float, float] = (0.75, 2.0)
     rare_crops: float = 0.5
     epochs: int = 60
+    validate_every: int = 1
     batch: int = 4
     lr: float = 1.5e-3
     backbone_lr: float = 0.5
-    offset_lr: float = 0.1
+    offset_lr: float = 0.3
     weight_decay: float = 0.02
     warmup_epochs: float = 1.0
     ema: float = 0.995
@@ -92,6 +94,11 @@ class TrainConfig:
         for name in ("height", "width", "epochs", "batch"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; expected at least 1")
+        if self.validate_every < 1 or self.epochs % self.validate_every:
+            raise ConfigError(
+                f"validate_every is {self.validate_every}, epochs {self.epochs}; expected a divisor, for the last "
+                "epoch has to be validated"
+            )
         if min(self.crop) < 32 or self.height < 32 or self.width < 32:
             raise ConfigError("crop and input size must be at least 32x32: the top level has stride 32")
         if not 0 < self.scale[0] <= self.scale[1]:

@@ -99,7 +99,7 @@ def random_scale_crop(
 def photometric(image: Pixels, rng: np.random.Generator) -> Pixels:
     """Random brightness, contrast, gamma, saturation, hue and slight blur of a uint8 BGR image."""
     levels = np.arange(256, dtype=np.float32) / 255
-    levels = levels ** float(rng.uniform(0.75, 1.35))
+    levels = levels ** float(rng.uniform(0.65, 1.5))
     levels = (levels - 0.5) * float(rng.uniform(0.75, 1.3)) + 0.5 + float(rng.uniform(-0.12, 0.12))
     image = cv2.LUT(np.ascontiguousarray(image), (levels.clip(0, 1) * 255).astype(np.uint8))
     hsv = cv2.cvtColor(image, cv2.COLOR_BGR2HSV)

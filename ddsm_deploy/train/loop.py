@@ -173,7 +173,14 @@ def _trainer(config: TrainConfig, best: KeepBest) -> pl.Trainer:
     if config.ema:
         callbacks.append(EMAWeightAveraging(decay=config.ema))
     callbacks.append(
-        ModelCheckpoint(config.output, filename="last", save_top_k=1, monitor=None, enable_version_counter=False)
+        ModelCheckpoint(
+            config.output,
+            filename="last",
+            save_top_k=1,
+            monitor=None,
+            enable_version_counter=False,
+            save_on_train_epoch_end=True,  # of epochs that are not validated too
+        )
     )
     callbacks.append(RichProgressBar(leave=True))
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
@@ -192,6 +199,7 @@ def _trainer(config: TrainConfig, best: KeepBest) -> pl.Trainer:
         gradient_clip_val=5.0,
         sync_batchnorm=config.devices not in ("auto", "1"),
         num_sanity_val_steps=1,
+        check_val_every_n_epoch=config.validate_every,
         log_every_n_steps=10,
         enable_model_summary=False,
     )

@@ -12,7 +12,7 @@ from ddsm_deploy.errors import ConfigError
 from ddsm_deploy.model.blocks import ChannelBranch, Fusion, SpatialBranch, area_pool, regular_grid
 from ddsm_deploy.model.network import VARIANTS, build_network
 from ddsm_deploy.model.operator import reference
-from ddsm_deploy.spec import FUSIONS, NetworkConfig
+from ddsm_deploy.spec import NetworkConfig
 
 
 @pytest.mark.parametrize("variant", sorted(set(VARIANTS) - {"ddsm-r101"}))
@@ -22,28 +22,47 @@ def test_variants_give_logits_at_the_inputs_size(variant: str) -> None:
         assert network(torch.zeros(1, 3, 65, 97)).shape == (1, 5, 65, 97)  # no multiple of the stride
 
 
-@pytest.mark.parametrize("fusion", FUSIONS)
-def test_every_fusion_starts_as_the_plain_pyramid(fusion: str) -> None:
+@pytest.mark.parametrize(("fusion", "samples"), [("ddsm", 1), ("spatial", 1), ("channel", 9), ("add", 9)])
+def test_every_fusion_starts_as_the_plain_pyramid(fusion: str, samples: int) -> None:
+    """The spatial branch with one sample, at the start the pixel itself; the channel branch behind its gate."""
     torch.manual_seed(0)
-    spatial = SpatialBranch(16, sample_channels=8, samples=9, dilation=2)
-    channel = ChannelBranch(16, pooled=4, samples=9)
+    low, high = torch.randn(2, 16, 12, 14), torch.randn(2, 16, 6, 7)
     plain = Fusion(16, spatial=None, channel=None).eval()
-    fused = Fusion(
+    torch.testing.assert_close(fused(fusion, samples, plain)(low, high), plain(low, high))
+
+
+def test_spatial_branch_starts_as_a_mean_over_the_regular_grid() -> None:
+    """Weights that sum to one: what does not change within the grid's reach stays as it is."""
+    torch.manual_seed(0)
+    branch = SpatialBranch(16, sample_channels=8, samples=9, dilation=1).eval()
+    low, high = torch.randn(1, 16, 12, 14), torch.randn(1, 16, 6, 7)
+    value = torch.randn(1, 16, 12, 14)
+    value[..., 2:9, 3:12] = torch.arange(16.0).view(1, 16, 1, 1)
+    sampled = branch(low, high, value)
+    torch.testing.assert_close(sampled[..., 3:8, 4:11], value[..., 3:8, 4:11])
+    around = torch.nn.functional.max_pool2d(value, 3, 1, 1)
+    assert (sampled[..., 1:-1, 1:-1] <= around[..., 1:-1, 1:-1] + 1e-4).all()  # outside the map, zeros count too
+
+
+def fused(fusion: str, samples: int, plain: Fusion) -> Fusion:
+    """A fusion with the branches of `fusion`, fresh, and the last convolution of `plain`."""
+    spatial = SpatialBranch(16, sample_channels=8, samples=samples, dilation=1)
+    channel = ChannelBranch(16, pooled=4, samples=samples)
+    result = Fusion(
         16,
         spatial=spatial if fusion in ("ddsm", "spatial") else None,
         channel=channel if fusion in ("ddsm", "channel") else None,
     ).eval()
-    fused.merge = plain.merge
-    low, high = torch.randn(2, 16, 12, 14), torch.randn(2, 16, 6, 7)
-    torch.testing.assert_close(fused(low, high), plain(low, high))
+    result.merge = plain.merge
+    return result
 
 
 def test_every_parameter_learns_once_the_gates_are_open() -> None:
     torch.manual_seed(0)
     network = build_network(NetworkConfig(backbone="resnet10t", channels=16, sample_channels=8), 4)
     for fusion in network.fusions:
+        torch.nn.init.ones_(fusion.channel.out[1].weight)
         for branch in (fusion.spatial, fusion.channel):
-            torch.nn.init.ones_(branch.out[1].weight)
             torch.nn.init.normal_(branch.offset.weight, std=0.01)
     network(torch.randn(2, 3, 64, 96)).square().mean().backward()
     own = [

@@ -66,6 +66,21 @@ def test_the_best_checkpoint_bears_its_record(finished: Path) -> None:
     assert float(spec.provenance["val_miou"]) == pytest.approx(best, abs=0.006)
 
 
+def test_validation_every_second_epoch(scenes: Path, tmp_path: Path) -> None:
+    done = run(*command(scenes, tmp_path / "run", "--epochs", "4", "--validate-every", "2"))
+    assert done.returncode == 0, done.stderr
+    rows = metrics(tmp_path / "run")
+    assert [int(row["epoch"]) for row in rows if row["val/miou"]] == [1, 3]
+    assert len([row for row in rows if row["train/loss"]]) == 4
+    assert read_spec(tmp_path / "run" / "final.safetensors").provenance["epoch"] == "3"
+
+
+def test_the_last_epoch_has_to_be_validated(scenes: Path, tmp_path: Path) -> None:
+    done = run(*command(scenes, tmp_path / "run", "--epochs", "5", "--validate-every", "2"))
+    assert done.returncode == 1 and "divisor" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_finished_run_is_not_overwritten(finished: Path, scenes: Path) -> None:
     before = (finished / "best.safetensors").read_bytes()
     again = run(*command(scenes, finished, "--epochs", "1"))
