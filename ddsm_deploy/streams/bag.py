@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from ddsm_deploy.errors import BackendMissing, ConfigError, InputError
 from ddsm_deploy.streams.encodings import from_compressed_message, from_image_message
-from ddsm_deploy.streams.frames import Frame
+from ddsm_deploy.streams.frames import BaseSource, Frame
 
 IMAGE, COMPRESSED = "sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage"
 
@@ -21,7 +22,7 @@ def is_bag(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES or (path / "metadata.yaml").is_file()
 
 
-class BagSource:
+class BagSource(BaseSource):
     """One image topic of a recording: rosbag2 (sqlite3 or MCAP) or a ROS 1 bag.
 
     Frames come in the order of the recording. Their stamp is that of the message's header; where that is zero, the time
@@ -37,17 +38,15 @@ class BagSource:
         BackendMissing: ``rosbags`` is not installed.
     """
 
-    live = False
-
     def __init__(self, path: str | Path, *, topic: str | None = None) -> None:
+        super().__init__()
         try:
-            from rosbags.highlevel import AnyReader, AnyReaderError
+            from rosbags.highlevel import AnyReader
             from rosbags.typesys import Stores, get_typestore
         except ImportError as exc:
-            raise BackendMissing("rosbags", extra="bags", why=str(exc)) from exc
+            raise BackendMissing("rosbags", extra="rosbags", why=str(exc)) from exc
         path = Path(path)
         folder = path.parent if path.suffix.lower() in (".mcap", ".db3") and _only_file(path) else path
-        self._damage = (AnyReaderError, ValueError, OSError, AssertionError)
         try:
             # types that a recording does not hold (sqlite3 ones never do) are those of the newest ROS 2 with them
             self._reader = AnyReader([folder], default_typestore=get_typestore(Stores.ROS2_JAZZY))
@@ -67,48 +66,53 @@ class BagSource:
             raise ConfigError(f"{path}: no topic of type {IMAGE} or {COMPRESSED}")
         self.topic = topic
         self.name = f"{path} {topic}"
+        self.path = path
         self._connections = [c for c in self._reader.connections if c.topic == topic]
-        self.count: int | None = sum(c.msgcount for c in self._connections)
+        self.count = sum(c.msgcount for c in self._connections)
         seconds = self._reader.duration / 1e9
         self.rate = (self.count - 1) / seconds if self.count > 1 and seconds > 0 else None
-        self._closed = False
 
-    def frames(self, start: int = 0) -> Iterator[Frame]:
-        """See `frames.Source.frames`."""
+    def _frames(self, start: int) -> Iterator[Frame]:
         messages = self._reader.messages(self._connections)
-        for index, (connection, recorded, data) in enumerate(self._until_damage(messages)):
-            if self._closed:
+        index = 0
+        while True:
+            try:
+                connection, recorded, data = next(messages)
+            except StopIteration:
+                return
+            except Exception as exc:  # noqa: BLE001 - of many kinds on a damaged file
+                yield Frame(
+                    index=index, stamp=0, name="", error=f"{self.name}: can't be read any further ({_line(exc)})"
+                )
                 return
             if index >= start:
                 yield self._frame(index, connection, recorded, data)
+            index += 1
 
-    def close(self) -> None:
-        """See `frames.Source.close`."""
-        if not self._closed:
-            self._closed = True
-            self._reader.close()
-
-    def _until_damage(self, messages: Iterator[Any]) -> Iterator[Any]:
-        try:
-            yield from messages
-        except Exception as exc:
-            if self._closed:
-                return
-            raise InputError(f"{self.name}: can't be read any further ({_line(exc)})") from exc
+    def _release(self) -> None:
+        self._reader.close()
 
     def _frame(self, index: int, connection: Any, recorded: int, data: bytes) -> Frame:
         try:
             message: Any = self._reader.deserialize(data, connection.msgtype)
-        except Exception as exc:
-            return Frame(index=index, stamp=recorded, name=str(recorded), error=f"damaged message ({_line(exc)})")
+        except Exception as exc:  # noqa: BLE001 - of many kinds on damaged bytes
+            error = f"damaged message ({_line(exc)})"
+            return Frame(index=index, stamp=recorded, received=recorded, name=str(recorded), error=error)
         header = message.header
         stamp = int(header.stamp.sec) * 1_000_000_000 + int(header.stamp.nanosec) or recorded
-        about = {"index": index, "stamp": stamp, "name": str(stamp), "frame_id": str(header.frame_id)}
+        frame = Frame(
+            index=index,
+            stamp=stamp,
+            received=recorded,
+            name=str(stamp),
+            frame_id=str(header.frame_id),
+            error="none yet",
+        )
         read = from_image_message if connection.msgtype == IMAGE else from_compressed_message
         try:
-            return Frame(**about, image=read(message))  # type: ignore[arg-type]
+            return dataclasses.replace(frame, image=read(message), error="")
         except InputError as exc:
-            return Frame(**about, error=str(exc))  # type: ignore[arg-type]
+            return dataclasses.replace(frame, error=str(exc))
 
 
 def _only_file(path: Path) -> bool:

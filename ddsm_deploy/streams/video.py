@@ -16,9 +16,11 @@ import numpy as np
 
 from ddsm_deploy.errors import BackendMissing, InputError
 from ddsm_deploy.images import MAX_PIXELS, Image
-from ddsm_deploy.streams.frames import Frame
+from ddsm_deploy.streams.frames import BaseSource, Frame
 
-SUFFIXES = frozenset({".mp4", ".mkv", ".avi", ".mov", ".webm", ".m4v", ".mpg", ".mpeg", ".ts", ".m2ts", ".mjpeg", ".wmv"})
+SUFFIXES = frozenset(
+    {".mp4", ".mkv", ".avi", ".mov", ".webm", ".m4v", ".mpg", ".mpeg", ".ts", ".m2ts", ".mjpeg", ".wmv"}
+)
 """Files that are videos, compared in lower case."""
 
 OPEN_SECONDS, READ_SECONDS = 10.0, 10.0
@@ -28,7 +30,7 @@ FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0
 """Seconds before a lost stream is tried again: doubled after each failure, up to the longest."""
 
 
-class VideoSource:
+class VideoSource(BaseSource):
     """A video file.
 
     Stamps are presentation times, nanoseconds from the first frame on. Rotation that the file asks for is applied. A
@@ -39,12 +41,12 @@ class VideoSource:
         BackendMissing: PyAV is not installed.
     """
 
-    live = False
-
     def __init__(self, path: str | Path, *, max_pixels: int = MAX_PIXELS) -> None:
+        super().__init__()
         self._av = _pyav()
         self._max_pixels = max_pixels
         self.name = str(path)
+        self.path = Path(path)
         try:
             self._container = self._av.open(self.name, metadata_errors="replace")
         except (self._av.FFmpegError, OSError, ValueError) as exc:
@@ -56,15 +58,11 @@ class VideoSource:
         self._stream.thread_type = "AUTO"
         self.rate = float(self._stream.average_rate) if self._stream.average_rate else None
         self.count = self._stream.frames or None  # what the header says; not every format has it
-        self._closed = False
 
-    def frames(self, start: int = 0) -> Iterator[Frame]:
-        """See `frames.Source.frames`."""
+    def _frames(self, start: int) -> Iterator[Frame]:
         # from the beginning: an index is a count of decoded frames, and seeking by time would not be exact
         first: int | None = None
         for index, picture in enumerate(self._decoded()):
-            if self._closed:
-                return
             if isinstance(picture, str):
                 if index >= start:
                     yield Frame(index=index, stamp=0, name=f"{index:08d}", error=picture)
@@ -74,11 +72,8 @@ class VideoSource:
             if index >= start:
                 yield self._frame(index, stamp - first, picture)
 
-    def close(self) -> None:
-        """See `frames.Source.close`."""
-        if not self._closed:
-            self._closed = True
-            self._container.close()
+    def _release(self) -> None:
+        self._container.close()
 
     def _decoded(self) -> Iterator[Any]:
         """Pictures in presentation order; a text in place of one that can't be decoded."""
@@ -107,7 +102,7 @@ class VideoSource:
         return Frame(index=index, stamp=stamp, name=name, image=upright(picture))
 
 
-class NetworkSource:
+class NetworkSource(BaseSource):
     """A live network stream (``rtsp://``, ``http://``, ``udp://`` …), opened anew whenever it is lost.
 
     Stamps are arrival times, nanoseconds since the epoch. Between losing the connection and having it again the waits
@@ -124,21 +119,20 @@ class NetworkSource:
     """
 
     live = True
-    count: int | None = None
 
     def __init__(self, url: str, *, report: Callable[[str], None] | None = None, attempts: int | None = None) -> None:
+        super().__init__()
         self._av = _pyav()
         self.name = url
         self._report = report or (lambda _: None)
         self._attempts = attempts
-        self._closed = False
         self.reconnections = 0
         try:
             self._container = self._open()
         except (self._av.FFmpegError, OSError, ValueError) as exc:
             raise InputError(f"{url}: can't be opened ({_line(exc)})") from exc
         stream = self._container.streams.video[0]
-        self.rate: float | None = float(stream.average_rate) if stream.average_rate else None
+        self.rate = float(stream.average_rate) if stream.average_rate else None
 
     def _open(self) -> Any:
         options = {"rtsp_transport": "tcp"} if self.name.startswith("rtsp") else {}
@@ -149,8 +143,7 @@ class NetworkSource:
         container.streams.video[0].thread_type = "AUTO"
         return container
 
-    def frames(self, start: int = 0) -> Iterator[Frame]:
-        """See `frames.Source.frames`."""
+    def _frames(self, start: int) -> Iterator[Frame]:
         if start:
             raise InputError(f"{self.name}: a live stream has no past to start from")
         index, failures = 0, 0
@@ -158,8 +151,6 @@ class NetworkSource:
             why = "it ended"
             try:
                 for picture in self._container.decode(video=0):
-                    if self._closed:
-                        return
                     failures = 0
                     stamp = time.time_ns()
                     yield Frame(index=index, stamp=stamp, name=str(stamp), image=upright(picture))
@@ -190,12 +181,11 @@ class NetworkSource:
             return failures
         return failures
 
-    def close(self) -> None:
-        """See `frames.Source.close`."""
-        self._closed = True
+    def _release(self) -> None:
+        self._container.close()
 
 
-class CameraSource:
+class CameraSource(BaseSource):
     """A camera by its number, or a GStreamer pipeline, through OpenCV. Stamps are arrival times, since the epoch.
 
     Raises:
@@ -203,42 +193,37 @@ class CameraSource:
     """
 
     live = True
-    count: int | None = None
 
     def __init__(self, which: int | str) -> None:
+        super().__init__()
         self.name = f"camera {which}" if isinstance(which, int) else which
         if isinstance(which, str) and "GStreamer:                   YES" not in cv2.getBuildInformation():
             raise InputError(
                 f"{which}: a GStreamer pipeline, and this OpenCV is built without GStreamer (wheels are); "
                 "install the distribution's python3-opencv"
             )
-        self._capture = cv2.VideoCapture(which, cv2.CAP_GSTREAMER) if isinstance(which, str) else cv2.VideoCapture(which)
+        self._capture = (
+            cv2.VideoCapture(which, cv2.CAP_GSTREAMER) if isinstance(which, str) else cv2.VideoCapture(which)
+        )
         if not self._capture.isOpened():
             self._capture.release()
             raise InputError(f"{self.name}: can't be opened; is it there, and does this user have access to it?")
         self.rate = self._capture.get(cv2.CAP_PROP_FPS) or None
-        self._closed = False
 
-    def frames(self, start: int = 0) -> Iterator[Frame]:
-        """See `frames.Source.frames`."""
+    def _frames(self, start: int) -> Iterator[Frame]:
         if start:
             raise InputError(f"{self.name}: a camera has no past to start from")
         index = 0
         while not self._closed:
             taken, image = self._capture.read()
             stamp = time.time_ns()
-            if self._closed:
-                return
             if not taken:
                 raise InputError(f"{self.name}: gives no frames any more")
             yield Frame(index=index, stamp=stamp, name=str(stamp), image=np.asarray(image, dtype=np.uint8))
             index += 1
 
-    def close(self) -> None:
-        """See `frames.Source.close`."""
-        if not self._closed:
-            self._closed = True
-            self._capture.release()
+    def _release(self) -> None:
+        self._capture.release()
 
 
 def upright(picture: Any) -> Image:
@@ -258,7 +243,7 @@ def _pyav() -> Any:
     try:
         import av
     except ImportError as exc:
-        raise BackendMissing("av", extra="video", why=str(exc)) from exc
+        raise BackendMissing("av", extra="av", why=str(exc)) from exc
     av.logging.set_level(av.logging.PANIC)  # what goes wrong comes as exceptions
     return av
 
