@@ -48,6 +48,7 @@ HOMES = {
     "matplotlib": ("evaluate/", "optimize/"),
     "av": ("streams/video.py", "runtime/sinks/video.py"),
     "rosbags": ("streams/bag.py", "runtime/sinks/bag.py"),
+    "rerun": ("runtime/sinks/rerun.py",),
     "typer": ("cli/",),
     "rich": ("cli/",),
 }

@@ -60,6 +60,7 @@ def segment(
     bag: Annotated[bool, typer.Option("--bag", help="Write a rosbag2 (MCAP) with the masks and their stamps.")] = False,
     jsonl: Annotated[bool, typer.Option("--jsonl", help="Write frames.jsonl: stamp and class shares.")] = False,
     show: Annotated[bool, typer.Option("--show", help="Show the overlay in a window.")] = False,
+    rerun: Annotated[bool, typer.Option("--rerun", help="Write rerun/*.rrd for the Rerun viewer.")] = False,
     topic: Annotated[str | None, typer.Option(help="Of a recording; the only image topic if left out.")] = None,
     policy: Annotated[
         str | None, typer.Option(help="Of a stream: every, or latest (drop what waits); latest if live.")
@@ -96,6 +97,7 @@ def segment(
         bag=bag,
         lines=jsonl,
         show=show,
+        rerun=rerun,
         max_frames=max_frames,
     )
     if (one := stream_of(source, wanted, max_pixels)) is not None:

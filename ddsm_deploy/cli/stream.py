@@ -31,12 +31,13 @@ class Wanted:
     bag: bool
     lines: bool
     show: bool
+    rerun: bool
     max_frames: int | None
 
     @property
     def only_for_streams(self) -> bool:
         """Whether one was given that makes a stream even of a folder of images."""
-        return self.video or self.bag or self.lines or self.show
+        return self.video or self.bag or self.lines or self.show or self.rerun
 
 
 def stream_of(words: list[str], wanted: Wanted, max_pixels: int) -> Source | None:
@@ -136,8 +137,12 @@ def _sinks(source: Source, wanted: Wanted, products: Products, output: Path) -> 
         from ddsm_deploy.runtime.sinks.window import WindowSink
 
         sinks["window"] = WindowSink(source.name)
+    if wanted.rerun:
+        from ddsm_deploy.runtime.sinks.rerun import RerunSink
+
+        sinks["rerun"] = RerunSink(output / "rerun", name=f"{source.name} {output.resolve()}")
     if not sinks:
-        raise ConfigError("nothing to write: --no-masks without --video, --bag, --jsonl or --show")
+        raise ConfigError("nothing to write: --no-masks without --video, --bag, --jsonl, --show or --rerun")
     return sinks
 
 
