@@ -18,7 +18,7 @@ LAYERS = (
     ("errors",),
     ("spec", "cache", "files"),
     ("images", "onnxfile", "enginefile", "bundlefile"),
-    ("datasets", "artifact", "parity"),
+    ("datasets", "artifact", "parity", "streams"),
     ("kernels",),
     ("model", "packing", "frames"),
     ("export", "engines", "train"),
@@ -46,6 +46,9 @@ HOMES = {
     "tensorrt_rtx": ("engines/tensorrt.py", "export/tensorrt/"),
     "cuda": ("engines/cuda.py", "engines/tensorrt.py", "kernels/cuda.py"),
     "matplotlib": ("evaluate/", "optimize/"),
+    "av": ("streams/video.py", "runtime/sinks/video.py"),
+    "rosbags": ("streams/bag.py", "runtime/sinks/bag.py"),
+    "rerun": ("runtime/sinks/rerun.py",),
     "typer": ("cli/",),
     "rich": ("cli/",),
 }

@@ -5,14 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import signal
 import sys
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -22,13 +20,15 @@ if TYPE_CHECKING:
 _LISTED = 20
 """Failures listed on the terminal; all are in the manifest and in ``--json``."""
 
-_PLAIN_SECONDS = 10.0
-"""Time between progress lines where there is no terminal."""
-
 
 def segment(
     source: Annotated[
-        list[str], typer.Argument(metavar="SOURCE...", help="Images, folders (searched recursively) or globs.")
+        list[str],
+        typer.Argument(
+            metavar="SOURCE...",
+            help="Images, folders (searched recursively) or globs; or one stream: a video, a recording (.mcap, .db3, "
+            ".bag, a rosbag2 folder), a camera's number, an address (rtsp://, http://...), a GStreamer pipeline.",
+        ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")],
     model: Annotated[
@@ -53,9 +53,24 @@ def segment(
     max_pixels: Annotated[int, typer.Option(min=1, help="Refuse larger images.")] = 100_000_000,
     json_file: Annotated[str | None, typer.Option("--json", help="Write a summary; - is standard output.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print failures only.")] = False,
+    masks: Annotated[
+        bool, typer.Option(help="Of a stream: write masks/INDEX.png, and what else is asked for, frame by frame.")
+    ] = True,
+    video: Annotated[bool, typer.Option("--video", help="Write overlay.mp4, at the frames' own times.")] = False,
+    bag: Annotated[bool, typer.Option("--bag", help="Write a rosbag2 (MCAP) with the masks and their stamps.")] = False,
+    jsonl: Annotated[bool, typer.Option("--jsonl", help="Write frames.jsonl: stamp and class shares.")] = False,
+    show: Annotated[bool, typer.Option("--show", help="Show the overlay in a window.")] = False,
+    rerun: Annotated[bool, typer.Option("--rerun", help="Write rerun/*.rrd for the Rerun viewer.")] = False,
+    topic: Annotated[str | None, typer.Option(help="Of a recording; the only image topic if left out.")] = None,
+    policy: Annotated[
+        str | None, typer.Option(help="Of a stream: every, or latest (drop what waits); latest if live.")
+    ] = None,
+    max_frames: Annotated[int | None, typer.Option(min=1, help="Of a stream: stop after so many frames.")] = None,
 ) -> None:
-    """Segment images: masks/NAME.png with class ids, and more on request; run again to resume."""
+    """Segment images or a stream: masks with class ids, and more on request; run again to resume."""
+    from ddsm_deploy.cli.interrupt import first_interrupt_asks
     from ddsm_deploy.cli.render import write_json
+    from ddsm_deploy.cli.stream import Wanted, segment_one_stream, stream_of
     from ddsm_deploy.runtime.outputs import Products
     from ddsm_deploy.runtime.pipeline import open_for_batch, segment_files
     from ddsm_deploy.runtime.worker import SegmentOptions
@@ -64,19 +79,42 @@ def segment(
     options = SegmentOptions(
         output=output, products=products, overwrite=overwrite, workers=threads, max_pixels=max_pixels
     )
-    outputs = ("mask", "confidence") if confidence else ("mask",)
-    with open_for_batch(
-        model,
-        backend=backend,
-        precision=precision,
-        fit=fit,
-        workers=threads,
-        outputs=outputs,
-        provider=provider,
-        sampling=sampling,
-        fresh=fresh,
-    ) as segmenter:
-        with _first_interrupt_asks() as stop, _native_messages_apart() as native, _progress(quiet) as progress:
+    opened: dict[str, Any] = {
+        "model": model,
+        "backend": backend,
+        "precision": precision,
+        "fit": fit,
+        "outputs": ("mask", "confidence") if confidence else ("mask",),
+        "provider": provider,
+        "sampling": sampling,
+        "fresh": fresh,
+    }
+    wanted = Wanted(
+        topic=topic,
+        policy=policy,
+        masks=masks,
+        video=video,
+        bag=bag,
+        lines=jsonl,
+        show=show,
+        rerun=rerun,
+        max_frames=max_frames,
+    )
+    if (one := stream_of(source, wanted, max_pixels)) is not None:
+        segment_one_stream(
+            one,
+            wanted,
+            products,
+            output=output,
+            opened=opened,
+            threads=threads,
+            overwrite=overwrite,
+            json_file=json_file,
+            quiet=quiet,
+        )
+        return
+    with open_for_batch(workers=threads, **opened) as segmenter:
+        with first_interrupt_asks() as stop, _native_messages_apart() as native, _progress(quiet) as progress:
             summary = segment_files(source, segmenter, options, progress=progress, stop=stop)
         choice = segmenter.choice
         ran = {key: getattr(segmenter, key) for key in ("backend", "precision", "sampling", "choice")}
@@ -117,23 +155,6 @@ def _print_failures(summary: SegmentSummary, native: Counter[str]) -> None:
 
 
 @contextlib.contextmanager
-def _first_interrupt_asks() -> Iterator[threading.Event]:
-    """The first Ctrl-C asks the run to finish the frames in hand; the second one raises as usual."""
-    stop = threading.Event()
-
-    def handle(number: int, frame: object) -> None:
-        if stop.is_set():
-            raise KeyboardInterrupt
-        stop.set()
-
-    previous = signal.signal(signal.SIGINT, handle)
-    try:
-        yield stop
-    finally:
-        signal.signal(signal.SIGINT, previous)
-
-
-@contextlib.contextmanager
 def _native_messages_apart() -> Iterator[Counter[str]]:
     """Gathers what libpng, libjpeg and their like write to the process's stderr, which no setting turns off.
 
@@ -166,45 +187,17 @@ def _native_messages_apart() -> Iterator[Counter[str]]:
 
 @contextlib.contextmanager
 def _progress(quiet: bool) -> Iterator[Callable[[SegmentSummary], None] | None]:
-    """What to call after each frame: it moves a bar on a terminal, and prints a line now and then elsewhere."""
-    if quiet:
-        yield None
-    elif not sys.stderr.isatty():
-        yield _plain_progress()
-    else:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    """What to call after each frame."""
+    from ddsm_deploy.cli.progress import frames_bar
 
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[note]}"),
-            TimeRemainingColumn(),
-        )
-        with Progress(*columns, console=Console(file=sys.stderr)) as bar:
-            task = bar.add_task("segmenting", total=None, note="")
-
-            def show(summary: SegmentSummary) -> None:
-                failed = f", {len(summary.failures)} failed" if summary.failures else ""
-                ended = summary.done + summary.skipped + len(summary.failures)
-                note = f"{summary.fps:.1f} FPS{failed}"
-                bar.update(task, total=summary.found, completed=ended, note=note)
-
-            yield show
-
-
-def _plain_progress() -> Callable[[SegmentSummary], None]:
-    shown = time.monotonic()
-
-    def show(summary: SegmentSummary) -> None:
-        nonlocal shown
-        if time.monotonic() - shown < _PLAIN_SECONDS:
+    with frames_bar(quiet) as show:
+        if show is None:
+            yield None
             return
-        shown = time.monotonic()
-        ended = summary.done + summary.skipped + len(summary.failures)
-        rate = (summary.done + len(summary.failures)) / summary.seconds if summary.seconds else 0.0
-        left = f", {(summary.found - ended) / rate:.0f} s left" if rate else ""
-        print(f"{ended}/{summary.found} frames, {summary.fps:.1f} FPS{left}", file=sys.stderr)
 
-    return show
+        def report(summary: SegmentSummary) -> None:
+            failed = f", {len(summary.failures)} failed" if summary.failures else ""
+            ended = summary.done + summary.skipped + len(summary.failures)
+            show(ended, summary.found, f"{summary.fps:.1f} FPS{failed}")
+
+        yield report

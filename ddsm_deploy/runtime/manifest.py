@@ -80,7 +80,7 @@ class Manifest:
         except OSError as exc:
             raise InputError(f"{path}: can't be written ({exc.strerror or exc})") from exc
         try:
-            _lock(self._file, path)
+            lock(self._file, path)
             there, self.finished = _read(path)
             self._drop_torn_line()
             if there is not None and not overwrite and (differences := identity.differences(there)):
@@ -167,7 +167,12 @@ def _identity(record: dict[str, Any], path: Path) -> Identity:
     return Identity(model=record["model"], sha256=record["sha256"], settings=dict(record["settings"]))
 
 
-def _lock(file: int, path: Path) -> None:
+def lock(file: int, path: Path) -> None:
+    """Takes an open file for this process, until it is closed; `path` lies in the output folder that it stands for.
+
+    Raises:
+        ConfigError: another run has it.
+    """
     if sys.platform == "win32":
         return
     import fcntl

@@ -118,7 +118,7 @@ def segment_files(
         )
     stop = stop or threading.Event()
     found = find_sources(sources, options.output)
-    _make_folder(options.output)
+    make_folder(options.output)
     identity = identity_of(segmenter)
     with Manifest(options.output / MANIFEST_NAME, identity=identity, overwrite=options.overwrite) as manifest:
         _check_owners(found, manifest, options.output)
@@ -129,7 +129,7 @@ def segment_files(
         report = progress or (lambda _: None)
         report(summary)
         begin = time.perf_counter()
-        with _calm_opencv():
+        with calm_opencv():
             for frame in _in_order(worker, todo, options.workers or usable_cores(), lambda: _ended(summary, stop)):
                 _collect(frame, manifest, summary)
                 summary.seconds = time.perf_counter() - begin
@@ -245,7 +245,7 @@ def _collect(frame: Frame, manifest: Manifest, summary: SegmentSummary) -> None:
         summary.done += 1
 
 
-def _make_folder(folder: Path) -> None:
+def make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as exc:
@@ -288,7 +288,7 @@ def _join_coco(found: Sequence[Source], manifest: Manifest, segmenter: Segmenter
 
 
 @contextlib.contextmanager
-def _calm_opencv() -> Iterator[None]:
+def calm_opencv() -> Iterator[None]:
     """OpenCV on the calling thread alone, as the workers fill the cores, and silent, as errors come as exceptions."""
     threads, level = cv2.getNumThreads(), cv2.utils.logging.getLogLevel()
     cv2.setNumThreads(1)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -20,19 +22,26 @@ from ddsm_deploy.images import Image
 from ddsm_deploy.runtime.candidates import fixed_size
 from ddsm_deploy.runtime.choice import choose, open_named
 from ddsm_deploy.runtime.decisions import Decision
+from ddsm_deploy.runtime.flow import Flow, IterableSource, Submissions
 from ddsm_deploy.runtime.segmentation import Segmentation
 from ddsm_deploy.spec import ModelSpec
+from ddsm_deploy.streams.frames import Frame, Source
+from ddsm_deploy.streams.sources import open_source
 
 FITS = ("stretch", "letterbox")
 
 AUTO = "auto"
 
+IN_FLIGHT = 4
+"""Images that `Segmenter.submit` holds at most."""
+
 
 class Segmenter:
     """A model ready to run. Open it with `Segmenter.open`, best in a ``with`` block.
 
-    `predict` may be called from several threads at once. A stream of images gains by running `prepare`, `infer` and
-    `finish`, which are `predict` in three steps, in threads of their own.
+    `predict` may be called from several threads at once; `stream` and `submit` do so. `prepare`, `infer` and `finish`
+    are `predict` in three steps, for threads of your own. Pickled, it opens the same file anew, on the same backend: so
+    it can be handed to worker processes.
 
     Attributes:
         spec: classes, palette and all else about the model.
@@ -55,6 +64,8 @@ class Segmenter:
         self._fit = fit
         self._size = size
         self._input = engine.inputs[0].name
+        self._submissions: Submissions[Segmentation] | None = None
+        self._lock = threading.Lock()
         self.spec = spec
         self.backend = engine.backend
         self.precision = engine.precision
@@ -204,9 +215,64 @@ class Segmenter:
             confidence=None if confidence is None else self._back(confidence[0], image_size),
         )
 
+    def stream(
+        self,
+        source: str | Path | Source | Iterable[Image | Frame],
+        *,
+        policy: str | None = None,
+        workers: int | None = None,
+        on_damage: Callable[[Frame], None] | None = None,
+    ) -> Flow[Segmentation]:
+        """Segments frames as they come: iterate over pairs of `Frame` and `Segmentation`, in the source's order.
+
+            for frame, result in segmenter.stream("drive.mcap"):
+                print(frame.stamp, result.mask.shape)
+
+        Reading, inference and what the loop does overlap; memory holds some frames, however long the source. Damaged
+        frames are left out: the result's `damaged` counts them, and `dropped` those that came too fast.
+
+        Args:
+            source: what `open_source` takes (a folder, a video, a recording, a camera's number, an address), a source,
+                or anything that gives images one by one.
+            policy: ``every`` (the source waits) or ``latest`` (of waiting frames the newest); None is ``latest`` for
+                live sources and ``every`` for others.
+            workers: frames worked on side by side; None is two with ``every``, so that one is resized while another is
+                inferred, and one with ``latest``.
+            on_damage: called with each damaged frame, whose `error` says why.
+
+        Raises:
+            DdsmError: as `open_source`; and while iterating, as `predict`, or if the source can't be read further.
+        """
+        frames = _as_source(source)
+        waits = policy == "every" or (policy is None and not frames.live)
+        return Flow(
+            frames,
+            lambda frame: self.predict(frame.image),  # type: ignore[arg-type] # no frame without one comes here
+            policy=policy,
+            workers=workers or (2 if waits else 1),
+            on_damage=on_damage,
+        )
+
+    def submit(self, image: Image) -> Future[Segmentation]:
+        """`predict` on another thread. Waits first while `IN_FLIGHT` images are in hand, so that memory is bounded."""
+        with self._lock:
+            if self._submissions is None:
+                self._submissions = Submissions(self.predict, in_flight=IN_FLIGHT, workers=2)
+        return self._submissions.submit(image)
+
     def close(self) -> None:
-        """Gives the runtime's memory back; calling it again does nothing."""
+        """Gives the runtime's memory back; calling it again does nothing. What `submit` took is finished first."""
+        with self._lock:
+            submissions, self._submissions = self._submissions, None
+        if submissions is not None:
+            submissions.close()
         self._engine.close()
+
+    def __reduce__(self) -> tuple[Callable[..., Segmenter], tuple[Any, ...]]:
+        if self.file is None or self.options is None:
+            raise ConfigError("a segmenter on an engine that its caller made can't be pickled; open it from a file")
+        options = dataclasses.replace(self.options, precision=self.precision)
+        return _reopen, (self.file, self.backend, options, self._fit, self._size)
 
     def __enter__(self) -> Self:
         return self
@@ -238,6 +304,18 @@ class Segmenter:
         # plain INTER_NEAREST rounds towards the first pixel and so shifts the mask by up to half a pixel
         resized = cv2.resize(inner, (image_size[1], image_size[0]), interpolation=cv2.INTER_NEAREST_EXACT)
         return resized.astype(np.uint8, copy=False)
+
+
+def _reopen(file: Path, backend: str, options: EngineOptions, fit: str, size: tuple[int, int] | None) -> Segmenter:
+    return Segmenter.open(file, backend=backend, options=options, fit=fit, size=size)
+
+
+def _as_source(source: str | Path | Source | Iterable[Image | Frame]) -> Source:
+    if isinstance(source, str | Path):
+        return open_source(str(source))
+    if isinstance(source, np.ndarray):
+        raise InputError("got one array; stream takes a list or another sequence of images, predict takes one")
+    return source if isinstance(source, Source) else IterableSource(source)
 
 
 def _check_image(image: Image) -> None:

@@ -1,4 +1,4 @@
-# ruff: noqa: PTH100, PTH110, PTH112, PTH118, PTH120, PTH122, PTH207
+# ruff: noqa: PTH100, PTH112, PTH118, PTH120, PTH122, PTH207
 # Paths are plain strings here: a listing may hold a million of them.
 """Which images a batch run reads, in a fixed order, and what their outputs are called.
 
@@ -26,6 +26,9 @@ from ddsm_deploy.images import SUFFIXES
 
 MANIFEST_NAME = "ddsm-manifest.jsonl"
 """The manifest in an output folder: a folder that holds one is an output folder and yields no input."""
+
+JOURNAL_NAME = "ddsm-stream.json"
+"""The same for a stream's output folder."""
 
 PRODUCT_FOLDERS = ("masks", "color", "overlay", "confidence", "polygons")
 """Folders that a run makes in its output folder, one a product."""
@@ -111,7 +114,8 @@ def _output_test(base: str, own: str) -> Callable[[str], bool]:
         parent, name = os.path.split(real)
         if real == own or (parent == own and name in PRODUCT_FOLDERS):
             return True
-        return os.path.exists(os.path.join(folder, MANIFEST_NAME)) or is_output(os.path.dirname(folder))
+        records = (os.path.join(folder, name) for name in (MANIFEST_NAME, JOURNAL_NAME))
+        return any(map(os.path.exists, records)) or is_output(os.path.dirname(folder))
 
     return is_output
 

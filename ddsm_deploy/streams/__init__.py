@@ -1,0 +1,1 @@
+"""Frames that come one after the other: video, cameras, network streams, recordings, and where their masks go."""

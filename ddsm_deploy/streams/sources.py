@@ -1,0 +1,99 @@
+"""Which source a word on the command line stands for."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from ddsm_deploy.errors import ConfigError, InputError
+from ddsm_deploy.images import MAX_PIXELS, SUFFIXES, read_image
+from ddsm_deploy.streams import bag, video
+from ddsm_deploy.streams.frames import BaseSource, Frame, Source
+
+DEFAULT_RATE = 30.0
+"""Frames a second that images of a folder stand for."""
+
+
+class FolderSource(BaseSource):
+    """Images of a folder (searched recursively), a glob or a file, in the order of their paths, as if taken at `rate`.
+
+    Raises:
+        InputError: no image there.
+    """
+
+    def __init__(self, text: str, *, rate: float = DEFAULT_RATE, max_pixels: int = MAX_PIXELS) -> None:
+        super().__init__()
+        path = Path(text)
+        if path.is_dir():
+            found = [str(p) for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file()]
+        elif path.exists():
+            found = [text]
+        else:
+            found = [p for p in glob.glob(text, recursive=True) if Path(p).is_file()]  # noqa: PTH207
+        if not found:
+            raise InputError(f"{text}: no image there; looked for {' '.join(sorted(SUFFIXES))}")
+        self._paths = sorted(found)
+        self._max_pixels = max_pixels
+        self.name = text
+        self.rate = self._rate = rate
+        self.count = len(found)
+
+    def _frames(self, start: int) -> Iterator[Frame]:
+        for index in range(start, len(self._paths)):
+            path = self._paths[index]
+            stamp = round(index * 1e9 / self._rate)
+            try:
+                image = read_image(path, max_pixels=self._max_pixels)
+            except InputError as exc:
+                yield Frame(index=index, stamp=stamp, name=Path(path).stem, error=str(exc))
+            else:
+                yield Frame(index=index, stamp=stamp, name=Path(path).stem, image=image)
+
+
+def open_source(
+    text: str,
+    *,
+    topic: str | None = None,
+    report: Callable[[str], None] | None = None,
+    max_pixels: int = MAX_PIXELS,
+) -> Source:
+    """Opens what a word stands for.
+
+    Args:
+        text: a number (camera), a URL (``rtsp://``, ``http://``, ``udp://`` …), a GStreamer pipeline (with ``!``), a
+            recording (``.bag``, ``.mcap``, ``.db3``, or a folder with a ``metadata.yaml``), a video file, or else
+            images: a folder, a glob, a file.
+        topic: of a recording.
+        report: called with a line when a network stream is lost or back.
+        max_pixels: refuse larger frames.
+
+    Raises:
+        InputError: there is no such thing, or it can't be read.
+        ConfigError: a recording's topic has to be named.
+        BackendMissing: the package that reads it is not installed.
+    """
+    path = Path(text)
+    if not path.exists():
+        if text.isdecimal():
+            return video.CameraSource(int(text))
+        if "://" in text:
+            return video.NetworkSource(text, report=report)
+        if "!" in text:
+            return video.CameraSource(text)
+    if bag.is_bag(path):
+        return bag.BagSource(path, topic=topic)
+    if topic is not None:
+        raise ConfigError(f"{text}: a topic is for recordings, and this is none")
+    if path.suffix.lower() in video.SUFFIXES:
+        if not path.is_file():
+            raise InputError(f"{text}: no such file")
+        return video.VideoSource(path, max_pixels=max_pixels)
+    return FolderSource(text, max_pixels=max_pixels)
+
+
+def is_stream(text: str) -> bool:
+    """Whether a word stands for anything but images in files; see `open_source`."""
+    path = Path(text)
+    named = not path.exists() and (text.isdecimal() or "://" in text or "!" in text)
+    return named or bag.is_bag(path) or path.suffix.lower() in video.SUFFIXES
