@@ -108,6 +108,11 @@ class PacedOptions:
         """How many frames come."""
         return max(1, round(self.rate * self.duration))
 
+    @property
+    def schedule(self) -> Schedule:
+        """When frames come; those that wait in the end have as long again."""
+        return Schedule(rate=self.rate, frames=self.frames, policy=self.policy, patience=self.duration)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PacedResult:
@@ -147,7 +152,7 @@ class PacedResult:
             "settings": self.settings,
             "choice": self.choice,
             "machine": self.machine,
-            "method": {**_METHOD, "garbage_collector": f"as Python starts it: enabled {gc.isenabled()}"},
+            "method": {**_METHOD, "garbage_collector": "on" if gc.isenabled() else "off"},
             "frames": frames,
             "delivered": len(latencies),
             "dropped": frames - len(latencies),
@@ -208,7 +213,7 @@ def bench_paced(
         if baseline is not None:
             baseline.check_settings(settings)
         masks = [segmenter.predict(image).mask.copy() for image in images]
-        record = Record(Schedule(rate=options.rate, frames=options.frames, policy=options.policy), masks)
+        record = Record(options.schedule, masks)
         with busy_processes(options.load):
             report(f"{segmenter.label}: {options.frames} frames in {options.duration:g} s")
             run_paced(segmenter.predict, images, record, warm_up=options.warm_up)

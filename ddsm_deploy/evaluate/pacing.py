@@ -50,11 +50,18 @@ class Schedule:
         rate: frames a second; frame i is due i / rate seconds after the first one.
         frames: how many come.
         policy: ``latest``: one frame waits, and a newer one takes its place; ``every``: all wait, in a queue.
+        patience: seconds after the last frame's period; what still waits then is dropped.
     """
 
     rate: float
     frames: int
     policy: str = "latest"
+    patience: float = 60.0
+
+    @property
+    def longest(self) -> float:
+        """Seconds from the first frame to the end of all patience."""
+        return self.frames / self.rate + self.patience
 
 
 class Inbox:
@@ -113,14 +120,13 @@ class Record:
         self._masks = masks
         self._newest = -1
         self._lock = threading.Lock()
-        longest = 2 * schedule.frames / schedule.rate + 10
-        self._memory = np.full((math.ceil(longest / MEMORY_SECONDS), 2), np.nan)
+        self._memory = np.full((math.ceil((schedule.longest + 10) / MEMORY_SECONDS), 2), np.nan)
         self._looks = 0
 
     def finish(self, index: int, mask: Labels) -> None:
         """Notes that a frame's mask is there. May be called from any thread, in any order.
 
-        The mask is compared after the time is taken: some 20 µs, which only the next frame can wait for.
+        The mask is compared after the time is taken: some tens of µs, which only the next frame can wait for.
         """
         self.done[index] = time.perf_counter()
         wrong = not _same(mask, self._masks[index % len(self._masks)])
@@ -184,8 +190,7 @@ def pace(
 def run_paced(segment: Segment, images: Sequence[Image], record: Record, *, warm_up: int = 0) -> None:
     """Lets frames come on schedule and records what becomes of them.
 
-    After the last frame those that still wait are segmented too, for at most as long again as the schedule was; what is
-    left then is dropped.
+    After the last frame those that still wait are segmented too, as long as the schedule's patience lasts.
 
     Args:
         segment: what is measured; one thread calls it, one image at a time.
@@ -212,7 +217,7 @@ def run_paced(segment: Segment, images: Sequence[Image], record: Record, *, warm
         worker_thread.submit(_warm_up, segment, images, warm_up).result()
         record.look_at_memory()
         record.due += time.perf_counter() + _LEAD_SECONDS
-        limit = record.due[0] + 2 * schedule.frames / schedule.rate
+        limit = record.due[0] + schedule.longest
         try:
             working = worker_thread.submit(_work, inbox, segment, images, record)
             camera = camera_thread.submit(pace, record.due, arrive, stop)
