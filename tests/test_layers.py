@@ -20,10 +20,10 @@ LAYERS = (
     ("images", "onnxfile", "enginefile", "bundlefile"),
     ("datasets", "artifact", "parity"),
     ("kernels",),
-    ("model", "packing", "frames"),
+    ("model", "packing", "frames", "streams"),
     ("export", "engines", "train"),
     ("runtime",),
-    ("evaluate",),
+    ("evaluate", "ros2"),
     ("optimize",),
     ("cli",),
     ("__init__", "__main__"),
@@ -46,13 +46,28 @@ HOMES = {
     "tensorrt_rtx": ("engines/tensorrt.py", "export/tensorrt/"),
     "cuda": ("engines/cuda.py", "engines/tensorrt.py", "kernels/cuda.py"),
     "matplotlib": ("evaluate/", "optimize/"),
+    "cyclonedds": ("ros2/cyclonedds.py", "ros2/messages.py"),
+    "rclpy": ("ros2/rclpy.py",),
     "typer": ("cli/",),
     "rich": ("cli/",),
 }
 """Where a package may be imported, inside functions included."""
 
-HEAVY = ("torch", "timm", "lightning", "onnx", "onnxruntime", "openvino", "cv2")
-COMMANDS = ("train", "export", "quantize", "build", "bundle", "segment", "eval", "verify", "bench", "tune", "info")
+HEAVY = ("torch", "timm", "lightning", "onnx", "onnxruntime", "openvino", "cv2", "cyclonedds", "rclpy")
+COMMANDS = (
+    "train",
+    "export",
+    "quantize",
+    "build",
+    "bundle",
+    "segment",
+    "ros2",
+    "eval",
+    "verify",
+    "bench",
+    "tune",
+    "info",
+)
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 
