@@ -2,14 +2,14 @@
 
     python benchmarks/ros2_dds.py --images examples/frames --rate 30 --seconds 300 --size 360x480 --json ros2.json
 
-The camera publishes raw images (bgr8) of a few pictures in turn, each with a stamp of its own. The subscriber checks every
-mask that comes back: its stamp must be one that was sent, and its pixels those that the same model on the same backend
-gives for the picture sent under that stamp. Latency is from before the image's serialization to the mask's arrival in
-Python. `--kill-after S` kills the node without warning after S seconds of frames and starts it again at once: the stream
-must go on, and `longest_gap_seconds` says how long it stood still.
+The camera publishes raw images (bgr8) of a few pictures in turn, each with a stamp of its own. The subscriber checks
+every mask that comes back: its stamp must be one that was sent, and its pixels those that the same model on the same
+backend gives for the picture sent under that stamp. Latency is from before the image's serialization to the mask's
+arrival in Python. `--kill-after S` kills the node without warning after S seconds of frames and starts it again at
+once: the stream must go on, and `longest_gap_seconds` says how long it stood still.
 
-`missing` are frames sent without a mask: dropped by the node (it counts them itself, see `node`), lost by DDS (by default
-the node asks for no repeats; with `--reliable` it does), or sent while the node was dead.
+`missing` are frames sent without a mask: dropped by the node (it counts them itself, see `node`), lost by DDS (by
+default the node asks for no repeats; with `--reliable` it does), or sent while the node was dead.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ def publish(settings: Settings, begun: Any, sent: Any) -> None:
 
 
 def subscribe(settings: Settings, ready: Any, done: Any, seen: Any) -> None:
-    """The subscriber's process: gives frame number (None: not known), arrival and verdict of each mask; the last status."""
+    """The subscriber's process: gives each mask's frame (None: unknown), arrival and verdict, and the last status."""
     with Segmenter.open(settings.model, backend=settings.backend, precision=settings.precision) as segmenter:
         expected = [segmenter.predict(picture).mask for picture in settings.pictures()]
     for index, mask in enumerate(expected):

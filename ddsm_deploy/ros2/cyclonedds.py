@@ -90,7 +90,9 @@ class CycloneTransport:
             self._participant = DomainParticipant(options.domain)
             self._closing = GuardCondition(self._participant)
             frames = CompressedImage if options.takes_compressed else Image
-            qos = qos_of(frames, depth=5, reliable=options.reliable)
+            # native DDS programs call members `height_`, as ROS 2's IDL has them; their places are what counts
+            any_names = Policy.TypeConsistency.AllowTypeCoercion(ignore_member_names=True)
+            qos = Qos(any_names, base=qos_of(frames, depth=5, reliable=options.reliable))
             self._frames = DataReader(self._participant, self._topic(options.input, frames), qos)
             self._pictures = {name: self._writer(f"~/{name}", Image) for name in options.outputs}
             self._diagnostics = self._writer("/diagnostics", DiagnosticArray)

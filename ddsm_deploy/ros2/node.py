@@ -213,9 +213,9 @@ class SegmentationNode:
 
     def _fate(self, waiting: _Waiting, transport: Transport) -> tuple[str, str]:
         """What becomes of a message, as a field of `Counts`, and why."""
+        if isinstance(waiting.message, InputError):  # raised once more, it would hold this frame, and the transport
+            return "damaged", f"damaged message: {waiting.message}"
         try:
-            if isinstance(waiting.message, InputError):
-                raise waiting.message
             image = self._read(waiting.message)
         except InputError as exc:
             return "damaged", f"damaged message: {exc}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -15,21 +16,21 @@ class RareReport:
 
     Args:
         report: gets the lines.
-        pause: seconds between two of a kind.
+        clock: gives seconds.
     """
 
-    def __init__(self, report: Callable[[str], None], *, pause: float = PAUSE_SECONDS) -> None:
+    def __init__(self, report: Callable[[str], None], *, clock: Callable[[], float] = time.monotonic) -> None:
         self._report = report
-        self._pause = pause
+        self._clock = clock
         self._lock = threading.Lock()
         self._last: dict[str, tuple[float, int]] = {}
 
     def __call__(self, kind: str, text: str) -> None:
         """Reports `text`; there are few kinds, and they are kept for good."""
-        now = time.monotonic()
+        now = self._clock()
         with self._lock:
-            last, untold = self._last.get(kind, (-self._pause, 0))
-            if now - last < self._pause:
+            last, untold = self._last.get(kind, (-math.inf, 0))
+            if now - last < PAUSE_SECONDS:
                 self._last[kind] = (last, untold + 1)
                 return
             self._last[kind] = (now, 0)
