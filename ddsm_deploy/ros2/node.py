@@ -150,16 +150,9 @@ class SegmentationNode:
         if not self._reloading.acquire(blocking=False):
             return False, "another reload is under way"
         try:
-            model = _Model.opened(self.options)
-        except Exception as exc:  # noqa: BLE001 - whatever a broken file does to a runtime, the old model works
-            why = " ".join(str(exc).split()) or type(exc).__name__
-            return False, f"reload failed: {why}; the old model keeps running"
+            return self._exchange_model()
         finally:
             self._reloading.release()
-        with self._inferring:
-            old, self._model = self._model, model
-        old.segmenter.close()
-        return True, f"reloaded: {model}"
 
     def status(self) -> Status:
         """The diagnostics now; to be called once a period, for its level is about what happened since the last call."""
@@ -197,6 +190,17 @@ class SegmentationNode:
 
     def __str__(self) -> str:
         return f"{self.options.input} -> {self.options.resolved('~/mask')}: {self._model}"
+
+    def _exchange_model(self) -> tuple[bool, str]:
+        try:
+            model = _Model.opened(self.options)
+        except Exception as exc:  # noqa: BLE001 - whatever a broken file does to a runtime, the old model works
+            why = " ".join(str(exc).split()) or type(exc).__name__
+            return False, f"reload failed: {why}; the old model keeps running"
+        with self._inferring:
+            old, self._model = self._model, model
+        old.segmenter.close()
+        return True, f"reloaded: {model}"
 
     def _guarded(self, transport: Transport) -> None:
         rarely = RareReport(transport.report)

@@ -6,6 +6,7 @@ Written against the documented interface of rclpy (Humble and later); everything
 from __future__ import annotations
 
 import array
+import dataclasses
 import threading
 from typing import Any
 
@@ -16,7 +17,9 @@ from ddsm_deploy.ros2.status import Status
 try:
     import rclpy
     from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+    from rcl_interfaces.msg import ParameterDescriptor
     from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
+    from rclpy.context import Context
     from rclpy.executors import MultiThreadedExecutor
     from rclpy.qos import QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
     from rclpy.signals import SignalHandlerOptions
@@ -34,6 +37,8 @@ _DEPTH = 10
 class RclpyTransport:
     """A ROS 2 node with an executor in a thread of its own. See `node.Transport`.
 
+    Its options can be read as parameters of ROS.
+
     Raises:
         BackendError: rclpy can't be set up.
     """
@@ -41,7 +46,7 @@ class RclpyTransport:
     def __init__(self, node: SegmentationNode) -> None:
         self._node = node
         options = node.options
-        self._context = rclpy.Context()
+        self._context = Context()
         try:
             rclpy.init(
                 args=[],
@@ -52,6 +57,9 @@ class RclpyTransport:
             self._ros = rclpy.create_node(options.name, namespace=options.namespace, context=self._context)
         except Exception as exc:  # rclpy translates each DDS implementation's errors in its own way
             raise BackendError(f"rclpy can't start a node ({' '.join(str(exc).split())})") from exc
+        for field in dataclasses.fields(options):
+            value = getattr(options, field.name)
+            self._ros.declare_parameter(field.name, "" if value is None else value, ParameterDescriptor(read_only=True))
         qos = (
             QoSProfile(depth=5, reliability=ReliabilityPolicy.RELIABLE) if options.reliable else qos_profile_sensor_data
         )
@@ -105,7 +113,7 @@ class RclpyTransport:
         if self._thread.is_alive():
             self._thread.join()
         self._ros.destroy_node()
-        rclpy.try_shutdown(context=self._context)
+        self._context.try_shutdown()
 
     def _spin(self) -> None:
         try:
