@@ -287,28 +287,22 @@ def test_compressed_frames_and_ctrl_c(dds: Any, peer: Any, start: Callable[..., 
     assert node.end(signal.SIGINT) == 130
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (("image", "--policy", "all"), "policy is 'all'"),
-        (("image", "--transport", "zenoh"), "transport is 'zenoh'; expected auto, rclpy or cyclonedds"),
-        (("image", "--transport", "cyclonedds", "--model", "nowhere.onnx"), "nowhere.onnx"),
-    ],
-)
-def test_errors_are_one_line(need, arguments: tuple[str, ...], words: str) -> None:
+def test_an_error_is_one_line(need) -> None:
     need("cyclonedds")
+    arguments = ["image", "--transport", "cyclonedds", "--model", "nowhere.onnx"]
     done = subprocess.run(
         [sys.executable, "-m", "ddsm_deploy", "ros2", *arguments], capture_output=True, text=True, timeout=SECONDS
     )
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
-    assert line.startswith("ddsm: ") and words in line
+    assert line.startswith("ddsm: ") and "nowhere.onnx" in line
 
 
 def test_a_wrong_configuration_is_one_line(need, colour_onnx: Path) -> None:
     need("cyclonedds")
     done = subprocess.run(
-        [sys.executable, "-m", "ddsm_deploy", "ros2", "image", "--model", str(colour_onnx), "--backend", "onnxruntime"],
+        [sys.executable, "-m", "ddsm_deploy", "ros2", "image", "--transport", "cyclonedds", "--model", str(colour_onnx)]
+        + ["--backend", "onnxruntime"],
         env={**os.environ, "CYCLONEDDS_URI": "<CycloneDDS><Domain><Nonsense/></Domain></CycloneDDS>"},
         capture_output=True,
         text=True,

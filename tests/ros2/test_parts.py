@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import threading
 import time
 from typing import Any
@@ -12,6 +13,7 @@ from ddsm_deploy.errors import ConfigError
 from ddsm_deploy.ros2.mailbox import Mailbox
 from ddsm_deploy.ros2.options import NodeOptions
 from ddsm_deploy.ros2.report import RareReport
+from ddsm_deploy.ros2.run import chosen
 from ddsm_deploy.ros2.statistics import Statistics
 
 
@@ -60,6 +62,13 @@ def test_the_type_is_guessed_from_the_topic(topic: str, given: bool | None, expe
 def test_wrong_options(wrong: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         NodeOptions(**{"topic": "image", **wrong})
+
+
+def test_transports_by_name() -> None:
+    assert chosen("rclpy") == "rclpy"
+    assert chosen("auto") == ("rclpy" if importlib.util.find_spec("rclpy") else "cyclonedds")
+    with pytest.raises(ConfigError, match="transport is 'zenoh'; expected auto, rclpy or cyclonedds"):
+        chosen("zenoh")
 
 
 def test_a_full_mailbox_drops_the_oldest() -> None:
