@@ -1,7 +1,7 @@
 """The transport of ROS 2 itself, for any of its DDS implementations.
 
-Written against the documented interface of rclpy (Jazzy and later, for the sake of Python 3.11); not yet run. Everything
-that is not a call of rclpy is in `node`.
+Written against the documented interface of rclpy (Jazzy and later, for the sake of Python 3.11), and not run yet. All
+that is no call of rclpy is in `node`.
 """
 
 from __future__ import annotations

@@ -156,7 +156,7 @@ def values_of(message: Any) -> dict[str, str]:
 def eyes(dds: Any, peer: Any, start: Callable[..., Node], model: Path) -> Eyes:
     node = start(
         "camera/image_raw", "--model", model, "--namespace", "/robot", "--node-name", "eyes",
-        "--color", "--confidence", "--policy", "every", "--reliable",
+        "--color", "--confidence", "--policy", "every", "--queue", "1000", "--reliable",
     )  # fmt: skip
     line = node.says("/robot/eyes on cyclonedds")
     assert f"domain {dds.DOMAIN}: /robot/camera/image_raw -> /robot/eyes/mask: colours (" in line
@@ -228,14 +228,19 @@ def test_diagnostics(dds: Any, eyes: Eyes) -> None:
     processed = int(values_of(eyes.status())["processed"])
     for number in range(3):
         eyes.sees(dds.image_message(np.zeros((8, 8, 3), np.uint8), stamp=(10, number)))
-    message = eyes.status(lambda values: int(values["processed"]) >= processed + 3)
+
+    def settled(values: dict[str, str]) -> bool:
+        received, done, damaged = (int(values[key]) for key in ("received", "processed", "damaged"))
+        return done >= processed + 3 and received == done + damaged
+
+    message = eyes.status(settled)
     assert len(message.status) == 1
     assert message.status[0].name == "robot/eyes: segmentation"
     assert message.header.stamp.sec > 1_700_000_000
     values = values_of(message)
     assert (values["model"], values["backend"], values["precision"]) == ("colours", "onnxruntime", "fp32")
     assert (values["topic"], values["policy"]) == ("/robot/camera/image_raw", "every")
-    assert int(values["received"]) == int(values["processed"]) + int(values["damaged"])
+    assert (values["dropped"], values["failed"]) == ("0", "0")
     assert float(values["latency p50 (ms)"]) > 0
 
 
@@ -300,9 +305,9 @@ def test_an_error_is_one_line(need) -> None:
 
 def test_a_wrong_configuration_is_one_line(need, colour_onnx: Path) -> None:
     need("cyclonedds")
+    arguments = ["image", "--transport", "cyclonedds", "--model", str(colour_onnx), "--backend", "onnxruntime"]
     done = subprocess.run(
-        [sys.executable, "-m", "ddsm_deploy", "ros2", "image", "--transport", "cyclonedds", "--model", str(colour_onnx)]
-        + ["--backend", "onnxruntime"],
+        [sys.executable, "-m", "ddsm_deploy", "ros2", *arguments],
         env={**os.environ, "CYCLONEDDS_URI": "<CycloneDDS><Domain><Nonsense/></Domain></CycloneDDS>"},
         capture_output=True,
         text=True,
@@ -310,4 +315,4 @@ def test_a_wrong_configuration_is_one_line(need, colour_onnx: Path) -> None:
     )
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
-    assert "look at CYCLONEDDS_URI" in done.stderr.splitlines()[-1]
+    assert "look at CYCLONEDDS_URI" in done.stderr.splitlines()[-1]  # Cyclone DDS says its own word before
