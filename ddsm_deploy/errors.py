@@ -6,7 +6,7 @@
     ├── ArtifactError         a model file is wrong: damaged, foreign, of another architecture
     ├── BackendError          a runtime failed, or can't do what was asked for
     │   └── BackendMissing    it is not installed; the message holds the pip line
-    └── GateError             a stated budget (parity, accuracy) does not hold       exit 3
+    └── GateError             a stated budget (parity, accuracy, latency) fails      exit 3
 
 The command line prints the message in one line. Anything else that is raised is a bug and keeps its traceback.
 """
@@ -53,6 +53,6 @@ class BackendMissing(BackendError):
 
 
 class GateError(DdsmError):
-    """A stated budget (parity, accuracy) does not hold."""
+    """A stated budget (parity, accuracy, latency) does not hold."""
 
     exit_code = 3

@@ -23,7 +23,7 @@ LAYERS = (
     ("model", "packing", "frames"),
     ("export", "engines", "train"),
     ("runtime",),
-    ("evaluate",),
+    ("evaluate", "ros2"),
     ("optimize",),
     ("cli",),
     ("__init__", "__main__"),
@@ -49,13 +49,28 @@ HOMES = {
     "av": ("streams/video.py", "runtime/sinks/video.py"),
     "rosbags": ("streams/bag.py", "runtime/sinks/bag.py"),
     "rerun": ("runtime/sinks/rerun.py",),
+    "cyclonedds": ("ros2/cyclonedds.py", "ros2/messages.py"),
+    "rclpy": ("ros2/rclpy.py",),
     "typer": ("cli/",),
     "rich": ("cli/",),
 }
 """Where a package may be imported, inside functions included."""
 
-HEAVY = ("torch", "timm", "lightning", "onnx", "onnxruntime", "openvino", "cv2")
-COMMANDS = ("train", "export", "quantize", "build", "bundle", "segment", "eval", "verify", "bench", "tune", "info")
+HEAVY = ("torch", "timm", "lightning", "onnx", "onnxruntime", "openvino", "cv2", "cyclonedds", "rclpy")
+COMMANDS = (
+    "train",
+    "export",
+    "quantize",
+    "build",
+    "bundle",
+    "segment",
+    "ros2",
+    "eval",
+    "verify",
+    "bench",
+    "tune",
+    "info",
+)
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from ddsm_deploy.evaluate.benchmark import BenchResult, Row
+    from ddsm_deploy.evaluate.baseline import Gate
+    from ddsm_deploy.evaluate.benchmark import BenchOptions, BenchResult, Row
 
 _FIGURES = (  # heading, key of Row.fields(), digits
     ("p50", "p50_ms", 1),
@@ -38,38 +39,118 @@ def bench(
         list[str] | None, typer.Option(help="Of fused files: fused, portable; repeatable; else fused if possible.")
     ] = None,
     threads: Annotated[int | None, typer.Option(help="Threads of one inference; else the runtime's choice.")] = None,
-    runs: Annotated[int, typer.Option(help="Timed runs on each backend.")] = 100,
-    seconds: Annotated[float, typer.Option(help="Time limit of each backend's timed runs.")] = 60.0,
+    runs: Annotated[int | None, typer.Option(help="Timed runs on each backend.", show_default="100")] = None,
+    seconds: Annotated[
+        float | None, typer.Option(help="Time limit of each backend's timed runs.", show_default="60")
+    ] = None,
     warm_up: Annotated[int, typer.Option(help="Untimed runs before them.")] = 10,
-    images: Annotated[Path | None, typer.Option(help="Folder of images to run on; noise if left out.")] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="Folder of images to run on; else noise, with --rate scenes.")
+    ] = None,
     json_file: Annotated[str | None, typer.Option("--json", help="Write the result; - is standard output.")] = None,
+    rate: Annotated[
+        float | None, typer.Option(metavar="FPS", help="Let frames come at a camera's pace; on one backend.")
+    ] = None,
+    deadline_ms: Annotated[
+        float | None, typer.Option(metavar="MS", help="With --rate: from frame to mask; else a frame's period.")
+    ] = None,
+    duration: Annotated[float | None, typer.Option(help="With --rate: seconds.", show_default="60")] = None,
+    policy: Annotated[
+        str | None, typer.Option(help="With --rate: which frames wait, latest or every.", show_default="latest")
+    ] = None,
+    load: Annotated[
+        int | None, typer.Option(metavar="N", help="With --rate: busy processes beside it.", show_default="0")
+    ] = None,
+    baseline: Annotated[Path | None, typer.Option(help="With --rate: an earlier --json; exit 3 if slower.")] = None,
+    max_slower: Annotated[
+        float | None,
+        typer.Option(metavar="PCT", help="Most % above the baseline's p50 and p99.", show_default="10"),
+    ] = None,
+    max_misses: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", help="With --rate: most frames late or dropped, else exit 3.", show_default="0 with --baseline"
+        ),
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(help="With --rate: draw the latencies into this PNG.")] = None,
+    per_frame: Annotated[
+        bool, typer.Option("--per-frame", help="With --rate: every frame's latency into --json.")
+    ] = False,
 ) -> None:
     """Times a model on the backends that are installed, one image at a time, from image to mask.
 
-    Without --backend and --precision, all that may run are tried, and those that can't run here say why.
+    Without --backend and --precision, all that may run are tried, and those that can't run here say why. With --rate,
+    frames come at a camera's pace instead, and what counts is how late their masks are.
     """
+    tight = _given(runs=runs, seconds=seconds)
+    paced = _given(deadline_ms=deadline_ms, duration=duration, policy=policy, load=load)
+    gate = _given(baseline=baseline, max_slower=max_slower, max_misses=max_misses)
+    if rate is None:
+        from ddsm_deploy.evaluate.benchmark import BenchOptions
+
+        _refuse({**paced, **gate, **_given(plot=plot, per_frame=per_frame or None)}, "goes with --rate alone")
+        options = BenchOptions(
+            backends=tuple(backend or ()),
+            precisions=tuple(precision or ()),
+            samplings=tuple(sampling or ()),
+            threads=threads,
+            warm_up=warm_up,
+            images=images,
+            **tight,
+        )
+        _bench_in_turns(model, options, json_file)
+    else:
+        from ddsm_deploy.cli.paced import bench_at_pace
+        from ddsm_deploy.evaluate.paced import PacedOptions
+
+        _refuse(tight, "does not go with --rate; --duration says how long")
+        one = _given(backend=_one(backend, "backend"), precision=_one(precision, "precision"))
+        one |= _given(sampling=_one(sampling, "sampling"), gate=_gate(gate))
+        at_pace = PacedOptions(rate=rate, threads=threads, warm_up=warm_up, images=images, **one, **paced)
+        bench_at_pace(model, at_pace, json_file=json_file, plot=plot, per_frame=per_frame)
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    """The options that were given; the library has the defaults of the others."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _refuse(given: dict[str, Any], why: str) -> None:
+    from ddsm_deploy.errors import ConfigError
+
+    for name in given:
+        raise ConfigError(f"--{name.replace('_', '-')} {why}")
+
+
+def _one(values: list[str] | None, name: str) -> str | None:
+    from ddsm_deploy.errors import ConfigError
+
+    if values and len(values) > 1:
+        raise ConfigError(f"--{name} is given {len(values)} times; with --rate one runs at a time")
+    return values[0] if values else None
+
+
+def _gate(given: dict[str, Any]) -> Gate | None:
+    from ddsm_deploy.errors import ConfigError
+    from ddsm_deploy.evaluate.baseline import Gate
+
+    if "max_slower" in given and "baseline" not in given:
+        raise ConfigError("--max-slower needs the --baseline that it compares with")
+    return Gate(**given) if given else None
+
+
+def _bench_in_turns(model: str | None, options: BenchOptions, json_file: str | None) -> None:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
     from ddsm_deploy.cli.render import write_json
     from ddsm_deploy.errors import BackendError
-    from ddsm_deploy.evaluate.benchmark import BenchOptions
     from ddsm_deploy.evaluate.benchmark import bench as run
 
-    options = BenchOptions(
-        backends=tuple(backend or ()),
-        precisions=tuple(precision or ()),
-        samplings=tuple(sampling or ()),
-        threads=threads,
-        runs=runs,
-        seconds=seconds,
-        warm_up=warm_up,
-        images=images,
-    )
     screen = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("runs"))
     with Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as bar:
-        task = bar.add_task("starting", total=runs)
+        task = bar.add_task("starting", total=options.runs)
         result = run(
             model,
             options,

@@ -59,6 +59,12 @@ def peak_memory_mb() -> float | None:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
 
 
+def resident_mb() -> float | None:
+    """Memory that this process holds now, in megabytes (10⁶ bytes); None where there is no /proc to tell."""
+    kilobytes = _proc_field(Path("/proc/self/status"), "VmRSS")
+    return None if kilobytes is None else kilobytes * 1024 / 1e6
+
+
 def _cpu_model() -> str | None:
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")

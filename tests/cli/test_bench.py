@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import PIL.Image
 import pytest
 
 
@@ -63,3 +64,69 @@ def test_no_such_model(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
     assert "missing.onnx" in done.stderr
+
+
+PACED = ("--rate", "20", "--duration", "0.5", "--backend", "onnxruntime", "--threads", "1", "--warm-up", "1")
+
+
+def test_at_a_cameras_pace(colour_onnx: Path, tmp_path: Path, need) -> None:
+    need("matplotlib")
+    report, plot = tmp_path / "paced.json", tmp_path / "paced.png"
+    done = ddsm_bench(colour_onnx, *PACED, "--load", "1", "--json", report, "--plot", plot, "--per-frame")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    fields = json.loads(report.read_text(encoding="utf-8"))
+    assert (fields["frames"], len(fields["latencies_ms"]), fields["settings"]["load"]) == (10, 10, 1)
+    assert f"p99 {fields['p99_ms']:.1f}" in done.stdout
+    assert "backend: onnxruntime, as asked for" in done.stdout.splitlines()
+    assert "busy processes beside it: 1" in done.stdout
+    with PIL.Image.open(plot) as image:
+        assert image.format == "PNG"
+
+
+@pytest.mark.parametrize(("baseline_ms", "code"), [(1e6, 0), (1e-6, 3)])
+def test_gate(colour_onnx: Path, tmp_path: Path, baseline_ms: float, code: int) -> None:
+    """No run is slower than a quarter of an hour a frame, nor as quick as a nanosecond."""
+    settings = {"model": "colours", "precision": "fp32", "rate": 20.0, "policy": "every"}
+    earlier = {"settings": settings, "machine": {"cpu": "abacus"}, "p50_ms": baseline_ms, "p99_ms": baseline_ms}
+    baseline = tmp_path / "baseline.json"
+    baseline.write_text(json.dumps(earlier), encoding="utf-8")
+    report = tmp_path / "now.json"
+    done = ddsm_bench(colour_onnx, *PACED, "--baseline", baseline, "--max-misses", "10", "--json", report)
+    assert done.returncode == code
+    verdict = json.loads(report.read_text(encoding="utf-8"))["verdict"]  # written whatever comes of the gate
+    assert verdict["passed"] is (code == 0)
+    lines = done.stdout.splitlines()
+    assert "warning: the baseline ran with other settings: policy every, here latest" in lines
+    assert any(line.startswith("warning: the baseline is of another machine: cpu abacus, here ") for line in lines)
+    judged = [line.split(":")[:2] for line in lines if line.startswith(("pass: ", "FAIL: "))]
+    slow = "pass" if code == 0 else "FAIL"
+    assert judged[:3] == [[slow, " p50"], [slow, " p99"], ["pass", " frames without a mask in time"]]
+    if code:
+        (line,) = done.stderr.splitlines()
+        assert line.startswith("ddsm: over budget: p50: ")
+        assert "; p99: " in line
+    else:
+        assert done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--deadline-ms", "40"), "--deadline-ms goes with --rate alone"),
+        (("--max-misses", "0"), "--max-misses goes with --rate alone"),
+        (("--per-frame",), "--per-frame goes with --rate alone"),
+        (("--rate", "0"), "the rate is 0.0 frames a second"),
+        (("--rate", "30", "--runs", "5"), "--runs does not go with --rate"),
+        (("--rate", "30", "--backend", "torch", "--backend", "openvino"), "--backend is given 2 times"),
+        (("--rate", "30", "--max-slower", "5"), "--max-slower needs the --baseline"),
+        (("--rate", "30", "--baseline", "nowhere.json"), "nowhere.json: can't be read"),
+        (("--rate", "30", "--images", "nowhere"), "nowhere: no such folder"),
+    ],
+)
+def test_errors_of_pace_are_one_line(colour_onnx: Path, arguments: tuple[str, ...], words: str) -> None:
+    done = ddsm_bench(colour_onnx, *arguments)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("ddsm: ")
+    assert words in line
