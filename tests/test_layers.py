@@ -23,7 +23,7 @@ LAYERS = (
     ("model", "packing", "frames"),
     ("export", "engines", "train"),
     ("runtime",),
-    ("evaluate",),
+    ("evaluate", "serve"),
     ("optimize",),
     ("cli",),
     ("__init__", "__main__"),
@@ -46,13 +46,32 @@ HOMES = {
     "tensorrt_rtx": ("engines/tensorrt.py", "export/tensorrt/"),
     "cuda": ("engines/cuda.py", "engines/tensorrt.py", "kernels/cuda.py"),
     "matplotlib": ("evaluate/", "optimize/"),
+    "fastapi": ("serve/",),
+    "starlette": ("serve/",),
+    "python_multipart": ("serve/",),
+    "pydantic": ("serve/",),
+    "uvicorn": ("serve/",),
+    "prometheus_client": ("serve/",),
     "typer": ("cli/",),
     "rich": ("cli/",),
 }
 """Where a package may be imported, inside functions included."""
 
-HEAVY = ("torch", "timm", "lightning", "onnx", "onnxruntime", "openvino", "cv2")
-COMMANDS = ("train", "export", "quantize", "build", "bundle", "segment", "eval", "verify", "bench", "tune", "info")
+HEAVY = ("torch", "timm", "lightning", "onnx", "onnxruntime", "openvino", "cv2", "fastapi")
+COMMANDS = (
+    "train",
+    "export",
+    "quantize",
+    "build",
+    "bundle",
+    "segment",
+    "serve",
+    "eval",
+    "verify",
+    "bench",
+    "tune",
+    "info",
+)
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 

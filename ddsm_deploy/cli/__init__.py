@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 import typer.core
 
-from ddsm_deploy.cli import bench, build, bundle, evaluate, export, info, quantize, segment, train, tune, verify
+from ddsm_deploy.cli import bench, build, bundle, evaluate, export, info, quantize, segment, serve, train, tune, verify
 from ddsm_deploy.errors import DdsmError
 
 INTERRUPTED = 130
@@ -52,6 +52,7 @@ app.command("quantize")(quantize.quantize)
 app.command("build")(build.build)
 app.command("bundle")(bundle.bundle)
 app.command("segment")(segment.segment)
+app.command("serve")(serve.serve)
 app.command("eval")(evaluate.evaluate)
 app.command("verify")(verify.verify)
 app.command("bench")(bench.bench)
