@@ -28,7 +28,7 @@ class Limits:
         max_pixels: of an image, by its header.
         workers: images worked on side by side; None is one a core.
         queue: requests that may be in beside those worked on, being uploaded or waiting.
-        upload_seconds: for reading a request's body.
+        upload_seconds: for reading a request's head, and again for its body.
         seconds: for waiting and work after that, and again for sending the answer.
     """
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -19,13 +20,17 @@ from ddsm_deploy.serve.app import make_app
 from ddsm_deploy.serve.limits import ServeOptions
 from ddsm_deploy.serve.service import Service
 
-HEAD_SECONDS = 10.0
-"""How long a client may take to send a request's head."""
-
 CONNECTIONS = 1000
 """Open connections at most; uvicorn answers 503 to requests on further ones."""
 
 _LINGER_SECONDS = 10.0
+
+_LOGGING = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    # both warn of each malformed request, which would let anybody fill the log
+    "loggers": {name: {"level": "ERROR"} for name in ("uvicorn", "python_multipart")},
+}
 
 
 def serve(open_model: Callable[[], Segmenter], options: ServeOptions, *, say: Callable[[str], None]) -> None:
@@ -92,9 +97,12 @@ class _Server(uvicorn.Server):
 
 
 class _Protocol(H11Protocol):
-    """HTTP/1.1 as uvicorn speaks it, on connections that may not stay silent where a request's head is due."""
+    """HTTP/1.1 as uvicorn speaks it, on connections that may not take for ever to send a request's head."""
 
-    head_timer: asyncio.TimerHandle | None = None
+    def __init__(self, *, head_seconds: float, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.head_seconds = head_seconds
+        self.head_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -113,7 +121,7 @@ class _Protocol(H11Protocol):
 
     def _await_head(self) -> None:
         # uvicorn's handler for idle connections closes this one as well
-        self.head_timer = self.loop.call_later(HEAD_SECONDS, self.timeout_keep_alive_handler)
+        self.head_timer = self.loop.call_later(self.head_seconds, self.timeout_keep_alive_handler)
 
     def _stop_timer(self) -> None:
         if self.head_timer is not None:
@@ -124,12 +132,11 @@ class _Protocol(H11Protocol):
 def _config(service: Service, options: ServeOptions) -> uvicorn.Config:
     limits = options.limits
     settings: dict[str, Any] = {
-        "http": _Protocol,
+        "http": functools.partial(_Protocol, head_seconds=limits.upload_seconds),
         "loop": "asyncio",
         "ws": "none",
         "lifespan": "off",
-        "log_config": None,
-        "log_level": "error",  # a warning for each malformed request would let anybody fill the log
+        "log_config": _LOGGING,
         "access_log": False,
         "proxy_headers": False,
         "server_header": False,
