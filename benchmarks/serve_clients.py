@@ -15,8 +15,8 @@ MAX_BYTES = 2_000_000
 UPLOAD_SECONDS = 2.0
 
 MAY_GET = {
-    "good": {"200", "503"},
-    "garbage": {"422", "503"},
+    "good": {"200", "503", "504"},
+    "garbage": {"422", "503", "504"},
     "oversize": {"413", "503"},
     "chunked oversize": {"413", "503"},
     "slow": {"408", "503"},

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 
-import python_multipart  # noqa: F401  # starlette notices its absence only once a form arrives
 from fastapi import HTTPException, Request
+from python_multipart.exceptions import FormParserError
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
@@ -63,8 +63,8 @@ async def _file_of_form(request: Request, limits: Limits) -> bytes:
     parser.spool_max_size = limits.max_bytes + 1  # never to the disk
     try:
         form = await parser.parse()
-    except MultiPartException as exc:
-        raise HTTPException(422, f"the form can't be read: {exc.message}") from exc
+    except (MultiPartException, FormParserError) as exc:  # starlette 0.49 lets the parser's own pass
+        raise HTTPException(422, f"the form can't be read: {exc}") from exc
     part = form.get(FIELD)
     try:
         if not isinstance(part, UploadFile):
