@@ -24,7 +24,7 @@ MAX_BYTES = 100_000
 MAX_PIXELS = 200_000
 """Limits of the service that the fixture `server` starts."""
 
-PATIENCE = 60.0
+PATIENCE = 120.0
 """Seconds after which something that must happen counts as not happening; never reached where all is well."""
 
 

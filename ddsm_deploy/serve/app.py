@@ -27,6 +27,9 @@ _GONE = 499
 
 _SLICE = 1 << 16
 
+ABORT = "abort"
+"""In a request's state, where the server puts it: cuts the connection. Closing it would wait for the client to read."""
+
 
 def make_app(service: Service, *, token: str | None = None) -> ASGIApp:
     """The whole application: `make_api`, with what stands around it."""
@@ -65,7 +68,7 @@ class _Plain(Response):
     media_type = "text/plain"
 
 
-class _Sliced(Response):
+class Sliced(Response):
     """A body handed over slice by slice, so that no more than one waits in memory for a client that reads slowly."""
 
     def __init__(self, body: bytes, media_type: str, *, headers: dict[str, str], seconds: float) -> None:
@@ -82,7 +85,9 @@ class _Sliced(Response):
                     body = self.whole[start : start + _SLICE]
                     await send({"type": "http.response.body", "body": body, "more_body": more})
         except TimeoutError:
-            return  # the server closes a connection whose answer stays unfinished
+            if (abort := scope.get("state", {}).get(ABORT)) is not None:
+                abort()
+                await asyncio.sleep(0)  # until the server has noticed
 
 
 def _service(request: Request) -> Service:
@@ -123,7 +128,7 @@ async def segment(
     answer = await visit.work(data, wanted, request.receive)
     stages = {"upload": upload, **answer.timings}
     headers = {"Server-Timing": ", ".join(f"{stage};dur={spent:.1f}" for stage, spent in stages.items())}
-    return _Sliced(answer.body, wanted.media_type, headers=headers, seconds=limits.seconds)
+    return Sliced(answer.body, wanted.media_type, headers=headers, seconds=limits.seconds)
 
 
 _SEGMENT: dict[str, Any] = {"response_class": Response, "openapi_extra": schema.SEGMENT_BODY}

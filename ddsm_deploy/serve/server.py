@@ -16,7 +16,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from ddsm_deploy.errors import ConfigError
 from ddsm_deploy.runtime.pipeline import calm_opencv
 from ddsm_deploy.runtime.segmenter import Segmenter
-from ddsm_deploy.serve.app import make_app
+from ddsm_deploy.serve.app import ABORT, make_app
 from ddsm_deploy.serve.limits import ServeOptions
 from ddsm_deploy.serve.service import Service
 
@@ -103,6 +103,7 @@ class _Protocol(H11Protocol):
         super().__init__(**settings)
         self.head_seconds = head_seconds
         self.head_timer: asyncio.TimerHandle | None = None
+        self.app_state = {**self.app_state, ABORT: lambda: self.transport.abort()}  # uvicorn copies it to each request
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from serving import Server, encoded, reply_on, running
 
 from ddsm_deploy.errors import ConfigError
 from ddsm_deploy.serve.answers import Wanted, negotiate
+from ddsm_deploy.serve.app import ABORT, Sliced
 from ddsm_deploy.serve.limits import Limits, ServeOptions, parse_bytes, read_token
 
 HELD = 1000
@@ -111,6 +114,25 @@ def test_too_late(hasty: Server, long_work: bytes) -> None:
     assert reply.status == 504
     assert "0.001 s" in json.loads(reply.body)["detail"]
     hasty.wait_for("ddsm_in_flight", 0)
+
+
+def test_an_answer_that_is_not_taken() -> None:
+    """It waits slice by slice, and not for ever: then the connection is cut."""
+    sent: list[bytes] = []
+    cut: list[bool] = []
+
+    async def send(message: MutableMapping[str, Any]) -> None:
+        sent.append(message.get("body", b""))
+        if len(sent) == 3:  # head, a slice, and one that nobody takes
+            await asyncio.Event().wait()
+
+    async def receive() -> MutableMapping[str, Any]:
+        return {"type": "http.disconnect"}
+
+    answer = Sliced(bytes(10**6), "image/png", headers={}, seconds=0.05)
+    asyncio.run(answer({"type": "http", "state": {ABORT: lambda: cut.append(True)}}, receive, send))
+    assert cut == [True]
+    assert 0 < len(sent[1]) < 10**5
 
 
 def test_memory_holds_no_more_than_the_places(narrow: Server) -> None:
