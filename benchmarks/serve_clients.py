@@ -18,7 +18,7 @@ MAY_GET = {
     "good": {"200", "503", "504"},
     "garbage": {"422", "503", "504"},
     "oversize": {"413", "503"},
-    "chunked oversize": {"413", "503"},
+    "chunked oversize": {"413", "408", "503"},
     "slow": {"408", "503"},
     "vanish": {"gone"},
 }
