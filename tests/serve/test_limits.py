@@ -15,7 +15,6 @@ from serving import Server, encoded, reply_on, running
 
 from ddsm_deploy.errors import ConfigError
 from ddsm_deploy.serve.answers import Wanted, negotiate
-from ddsm_deploy.serve.app import ABORT, Sliced
 from ddsm_deploy.serve.limits import Limits, ServeOptions, parse_bytes, read_token
 
 HELD = 1000
@@ -118,6 +117,8 @@ def test_too_late(hasty: Server, long_work: bytes) -> None:
 
 def test_an_answer_that_is_not_taken() -> None:
     """It waits slice by slice, and not for ever: then the connection is cut."""
+    from ddsm_deploy.serve.app import ABORT, Sliced
+
     sent: list[bytes] = []
     cut: list[bool] = []
 

@@ -12,13 +12,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from serving import Server, encoded
 
-from ddsm_deploy.serve.app import make_api
-from ddsm_deploy.serve.limits import Limits
-from ddsm_deploy.serve.service import Service
 
+for module in ("fastapi", "prometheus_client", "python_multipart"):
+    pytest.importorskip(module, reason=f"{module}: it is not installed here")
 schemathesis = pytest.importorskip("schemathesis", reason="schemathesis: it is not installed here")
 
 from schemathesis.specs.openapi.checks import negative_data_rejection, positive_data_acceptance  # noqa: E402
+
+from ddsm_deploy.serve.app import make_api  # noqa: E402
+from ddsm_deploy.serve.limits import Limits  # noqa: E402
+from ddsm_deploy.serve.service import Service  # noqa: E402
 
 EXAMPLES = int(os.environ.get("DDSM_FUZZ_EXAMPLES", "20"))
 """Of each test; set it higher to look harder."""

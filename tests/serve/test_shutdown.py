@@ -15,9 +15,6 @@ import numpy as np
 from serving import COMMAND, PATIENCE, Server, encoded, reply_on, started, wait_until
 
 from ddsm_deploy import Segmenter
-from ddsm_deploy.serve.app import make_app
-from ddsm_deploy.serve.limits import Limits
-from ddsm_deploy.serve.service import Service
 
 
 def refuses_connections(server: Server) -> bool:
@@ -90,6 +87,10 @@ def ask(app: Any, path: str) -> tuple[int, dict[str, Any]]:
 
 def test_readiness(colour_onnx: Path) -> None:
     """Not before the model is loaded, and not while it shuts down; alive all the time."""
+    from ddsm_deploy.serve.app import make_app
+    from ddsm_deploy.serve.limits import Limits
+    from ddsm_deploy.serve.service import Service
+
     service = Service(Limits(workers=1))
     app = make_app(service)
     try:
