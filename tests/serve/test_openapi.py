@@ -12,7 +12,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from serving import Server, encoded
 
-
 for module in ("fastapi", "prometheus_client", "python_multipart"):
     pytest.importorskip(module, reason=f"{module}: it is not installed here")
 schemathesis = pytest.importorskip("schemathesis", reason="schemathesis: it is not installed here")
