@@ -81,8 +81,9 @@ def read_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Image:
     return _decoded(data, (kind, height, width), path)
 
 
-def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS, name: str = "the image") -> Image:
-    """As `read_image`, from the bytes of such a file; messages call it `name`.
+def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS, name: str = "the image", upright: bool = True) -> Image:
+    """As `read_image`, from the bytes of such a file; messages call it `name`. Without `upright` an EXIF orientation is
+    left alone.
 
     Raises:
         ImageTooLarge: larger than `max_pixels`, by its header.
@@ -90,7 +91,7 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS, name: str = "the 
     """
     if not data:
         raise InputError(f"{name}: empty")
-    return _decoded(data, _header(io.BytesIO(data), name, max_pixels), name)
+    return _decoded(data, _header(io.BytesIO(data), name, max_pixels), name, upright)
 
 
 def read_labels(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Labels:
@@ -114,11 +115,12 @@ def read_labels(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Labels:
         raise InputError(f"{path}: can't be decoded ({_one_line(exc)})") from exc
 
 
-def _decoded(data: bytes, header: tuple[str, int, int], name: Path | str) -> Image:
+def _decoded(data: bytes, header: tuple[str, int, int], name: Path | str, upright: bool = True) -> Image:
     kind, height, width = header
+    flags = cv2.IMREAD_COLOR if upright else cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
     _check_whole(kind, data, name)
     try:
-        image = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), cv2.IMREAD_COLOR)
+        image = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), flags)
     except (cv2.error, MemoryError) as exc:
         raise InputError(f"{name}: can't be decoded ({_one_line(exc)})") from exc
     if image is None:
