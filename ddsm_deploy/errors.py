@@ -3,6 +3,7 @@
     DdsmError                 what happened, got versus expected, what to do      exit 1
     ├── ConfigError           an option or a combination of options is wrong
     ├── InputError            an image, a label, a folder or an array is wrong
+    │   └── ImageTooLarge     an image has more pixels than are allowed
     ├── ArtifactError         a model file is wrong: damaged, foreign, of another architecture
     ├── BackendError          a runtime failed, or can't do what was asked for
     │   └── BackendMissing    it is not installed; the message holds the pip line
@@ -26,6 +27,10 @@ class ConfigError(DdsmError):
 
 class InputError(DdsmError):
     """An image, a label, a folder or an array is not what it should be."""
+
+
+class ImageTooLarge(InputError):
+    """An image has more pixels than are allowed; told by its header, before it is decoded."""
 
 
 class ArtifactError(DdsmError):

@@ -1,4 +1,4 @@
-"""Reading images and label maps from files, safely: every failure is an `InputError` that names the file.
+"""Reading images and label maps, safely: every failure is an `InputError` that names the file.
 
 Pillow reads the header (so that a decompression bomb is refused before a byte of it is decoded) and label maps (so that
 indices of a palette PNG stay indices); OpenCV decodes images, being several times faster at it. What OpenCV forgives,
@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import PIL.Image
 
-from ddsm_deploy.errors import InputError
+from ddsm_deploy.errors import ImageTooLarge, InputError
 
 Image = npt.NDArray[np.uint8]
 """uint8, H×W×3, BGR as OpenCV gives it."""
@@ -45,7 +45,7 @@ def image_size(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> tuple[int, 
     """Height and width in pixels from the header alone, before EXIF rotation (of a TIFF after it, as Pillow has it).
 
     Raises:
-        InputError: not a readable image, or larger than `max_pixels`.
+        InputError: not a readable image; `ImageTooLarge` where it is larger than `max_pixels`.
     """
     path = Path(path)
     try:
@@ -63,7 +63,7 @@ def read_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Image:
     orientation is applied, so the result is what a viewer shows. Of several pages or frames the first is taken.
 
     Raises:
-        InputError: missing, empty, truncated, not an image, or larger than `max_pixels`.
+        InputError: missing, empty, truncated or not an image; `ImageTooLarge` where it is larger than `max_pixels`.
     """
     path = Path(path)
     try:
@@ -78,14 +78,20 @@ def read_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Image:
         raise InputError(f"{path}: can't be read ({exc.strerror or exc})") from exc
     except MemoryError as exc:
         raise InputError(f"{path}: out of memory while reading it") from exc
-    _check_whole(kind, data, path)
-    try:
-        image = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), cv2.IMREAD_COLOR)
-    except (cv2.error, MemoryError) as exc:
-        raise InputError(f"{path}: can't be decoded ({_one_line(exc)})") from exc
-    if image is None:
-        raise InputError(f"{path}: can't be decoded; the {kind} file ({width}x{height}) is damaged or of a rare kind")
-    return image.astype(np.uint8, copy=False)
+    return _decoded(data, (kind, height, width), path)
+
+
+def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS, name: str = "the image", upright: bool = True) -> Image:
+    """As `read_image`, from the bytes of such a file; messages call it `name`. Without `upright` an EXIF orientation is
+    left alone.
+
+    Raises:
+        ImageTooLarge: larger than `max_pixels`, by its header.
+        InputError: empty, truncated, or not an image.
+    """
+    if not data:
+        raise InputError(f"{name}: empty")
+    return _decoded(data, _header(io.BytesIO(data), name, max_pixels), name, upright)
 
 
 def read_labels(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Labels:
@@ -109,6 +115,19 @@ def read_labels(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Labels:
         raise InputError(f"{path}: can't be decoded ({_one_line(exc)})") from exc
 
 
+def _decoded(data: bytes, header: tuple[str, int, int], name: Path | str, upright: bool = True) -> Image:
+    kind, height, width = header
+    flags = cv2.IMREAD_COLOR if upright else cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+    _check_whole(kind, data, name)
+    try:
+        image = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), flags)
+    except (cv2.error, MemoryError) as exc:
+        raise InputError(f"{name}: can't be decoded ({_one_line(exc)})") from exc
+    if image is None:
+        raise InputError(f"{name}: can't be decoded; the {kind} file ({width}x{height}) is damaged or of a rare kind")
+    return image.astype(np.uint8, copy=False)
+
+
 def _check_regular(path: Path) -> int:
     """The file's size in bytes; a pipe or a device would block or never end, so only plain files are read."""
     try:
@@ -125,7 +144,7 @@ def _check_regular(path: Path) -> int:
     return status.st_size
 
 
-def _header(file: BinaryIO, path: Path, max_pixels: int) -> tuple[str, int, int]:
+def _header(file: BinaryIO, name: Path | str, max_pixels: int) -> tuple[str, int, int]:
     """Format (Pillow's word for it), height and width, read from a file's first bytes."""
     try:
         with _pillow, warnings.catch_warnings():
@@ -133,22 +152,22 @@ def _header(file: BinaryIO, path: Path, max_pixels: int) -> tuple[str, int, int]
             with PIL.Image.open(file) as image:
                 kind, (width, height) = image.format or "image", image.size
     except PIL.UnidentifiedImageError as exc:
-        raise InputError(f"{path}: not an image, or damaged from its first bytes on") from exc
+        raise InputError(f"{name}: not an image, or damaged from its first bytes on") from exc
     except PIL.Image.DecompressionBombError as exc:
-        raise InputError(f"{path}: larger than the limit of {max_pixels} pixels") from exc
+        raise ImageTooLarge(f"{name}: larger than the limit of {max_pixels} pixels") from exc
     except Exception as exc:  # Pillow's format plugins raise many kinds on damaged headers
-        raise InputError(f"{path}: not a readable image ({_one_line(exc)})") from exc
+        raise InputError(f"{name}: not a readable image ({_one_line(exc)})") from exc
     if height * width > max_pixels:
-        raise InputError(f"{path}: {width}x{height} is above the limit of {max_pixels} pixels")
+        raise ImageTooLarge(f"{name}: {width}x{height} is above the limit of {max_pixels} pixels")
     return kind, height, width
 
 
-def _check_whole(kind: str, data: bytes, path: Path) -> None:
+def _check_whole(kind: str, data: bytes, name: Path | str) -> None:
     """Refuses a file whose end is missing, where OpenCV may decode what is there and stay silent."""
     if kind == "PNG" and data.rfind(_PNG_END) < 0:
-        raise InputError(f"{path}: truncated; the PNG's last chunk is missing")
+        raise InputError(f"{name}: truncated; the PNG's last chunk is missing")
     if kind in ("JPEG", "MPO") and not _jpeg_ends(data):
-        raise InputError(f"{path}: truncated; the JPEG's end is missing")
+        raise InputError(f"{name}: truncated; the JPEG's end is missing")
     if kind == "TIFF":
         # OpenCV returns what it could read of a damaged strip (seen with 5.0), so Pillow reads it once, strictly.
         try:
@@ -157,7 +176,7 @@ def _check_whole(kind: str, data: bytes, path: Path) -> None:
                 with PIL.Image.open(io.BytesIO(data)) as image:
                     image.load()
         except Exception as exc:
-            raise InputError(f"{path}: the TIFF is damaged or truncated ({_one_line(exc)})") from exc
+            raise InputError(f"{name}: the TIFF is damaged or truncated ({_one_line(exc)})") from exc
 
 
 def _jpeg_ends(data: bytes) -> bool:

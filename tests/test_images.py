@@ -14,8 +14,8 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from ddsm_deploy.errors import InputError
-from ddsm_deploy.images import image_size, read_image, read_labels
+from ddsm_deploy.errors import ImageTooLarge, InputError
+from ddsm_deploy.images import decode_image, image_size, read_image, read_labels
 
 HEIGHT, WIDTH = 48, 64
 
@@ -197,6 +197,27 @@ def test_paths_that_are_no_plain_file(tmp_path: Path) -> None:
 def test_unicode_and_undecodable_names(tmp_path: Path, picture: np.ndarray) -> None:
     for name in ("straße 日本 🚗.png", os.fsdecode(b"\xff\xfe.png"), "new\nline.png"):
         assert np.array_equal(read_image(write(tmp_path, name, encoded(".png", picture))), picture)
+
+
+def test_bytes_are_read_as_a_file_is(tmp_path: Path, picture: np.ndarray) -> None:
+    for suffix in (".png", ".jpg", ".tif"):
+        data = encoded(suffix, picture)
+        assert np.array_equal(decode_image(data), read_image(write(tmp_path, f"a{suffix}", data)))
+
+
+def test_bytes_that_are_no_image() -> None:
+    for data, why in ((b"", "empty"), (b"no image", "not an image")):
+        with pytest.raises(InputError, match=f"^upload: {why}"):
+            decode_image(data, name="upload")
+
+
+def test_too_many_pixels_are_told_apart(picture: np.ndarray) -> None:
+    data = encoded(".png", picture)
+    assert decode_image(data, max_pixels=HEIGHT * WIDTH).shape == picture.shape
+    with pytest.raises(ImageTooLarge, match=f"{WIDTH}x{HEIGHT} is above the limit"):
+        decode_image(data, max_pixels=HEIGHT * WIDTH - 1)
+    with pytest.raises(InputError, match="truncated"):
+        decode_image(data[:-20])
 
 
 def test_reading_from_many_threads(tmp_path: Path, picture: np.ndarray) -> None:

@@ -23,7 +23,7 @@ LAYERS = (
     ("model", "packing", "frames"),
     ("export", "engines", "train"),
     ("runtime",),
-    ("evaluate", "ros2"),
+    ("evaluate", "ros2", "serve"),
     ("optimize",),
     ("cli",),
     ("__init__", "__main__"),
@@ -51,12 +51,18 @@ HOMES = {
     "rerun": ("runtime/sinks/rerun.py",),
     "cyclonedds": ("ros2/cyclonedds.py", "ros2/messages.py"),
     "rclpy": ("ros2/rclpy.py",),
+    "fastapi": ("serve/",),
+    "starlette": ("serve/",),
+    "python_multipart": ("serve/",),
+    "pydantic": ("serve/",),
+    "uvicorn": ("serve/",),
+    "prometheus_client": ("serve/",),
     "typer": ("cli/",),
     "rich": ("cli/",),
 }
 """Where a package may be imported, inside functions included."""
 
-HEAVY = ("torch", "timm", "lightning", "onnx", "onnxruntime", "openvino", "cv2", "cyclonedds", "rclpy")
+HEAVY = ("torch", "timm", "lightning", "onnx", "onnxruntime", "openvino", "cv2", "cyclonedds", "rclpy", "fastapi")
 COMMANDS = (
     "train",
     "export",
@@ -65,6 +71,7 @@ COMMANDS = (
     "bundle",
     "segment",
     "ros2",
+    "serve",
     "eval",
     "verify",
     "bench",

@@ -15,7 +15,21 @@ from typing import Annotated, Any
 import typer
 import typer.core
 
-from ddsm_deploy.cli import bench, build, bundle, evaluate, export, info, quantize, ros2, segment, train, tune, verify
+from ddsm_deploy.cli import (
+    bench,
+    build,
+    bundle,
+    evaluate,
+    export,
+    info,
+    quantize,
+    ros2,
+    segment,
+    serve,
+    train,
+    tune,
+    verify,
+)
 from ddsm_deploy.errors import DdsmError
 
 INTERRUPTED = 130
@@ -53,6 +67,7 @@ app.command("build")(build.build)
 app.command("bundle")(bundle.bundle)
 app.command("segment")(segment.segment)
 app.command("ros2")(ros2.ros2)
+app.command("serve")(serve.serve)
 app.command("eval")(evaluate.evaluate)
 app.command("verify")(verify.verify)
 app.command("bench")(bench.bench)

@@ -93,20 +93,54 @@ class Products:
         """
         encoded: dict[str, bytes] = {}
         if self.color:
-            encoded["color"] = _image_bytes(".png", segmentation.color(), _FLAT_PNG)
+            encoded["color"] = color_png(segmentation)
         if self.overlay:
-            quality = (cv2.IMWRITE_JPEG_QUALITY, OVERLAY_QUALITY)
-            encoded["overlay"] = _image_bytes(".jpg", segmentation.overlay(image), quality)
+            encoded["overlay"] = overlay_jpeg(segmentation, image)
         if self.confidence:
             if segmentation.confidence is None:
                 raise ConfigError("the model gives no confidence")
             encoded["confidence"] = _image_bytes(".png", segmentation.confidence, _SMOOTH_PNG)
         if self.polygons == "geojson":
-            encoded["polygons"] = json.dumps(_geojson(segmentation)).encode()
+            encoded["polygons"] = json.dumps(geojson(segmentation)).encode()
         elif self.polygons == "coco":
             encoded["polygons"] = json.dumps(coco_part(segmentation.mask, file_name)).encode()
-        encoded["masks"] = _image_bytes(".png", segmentation.mask, _FLAT_PNG)
+        encoded["masks"] = mask_png(segmentation)
         return encoded
+
+
+def mask_png(segmentation: Segmentation) -> bytes:
+    """The mask as PNG: 8-bit grey, the pixel is the class id."""
+    return _image_bytes(".png", segmentation.mask, _FLAT_PNG)
+
+
+def color_png(segmentation: Segmentation) -> bytes:
+    """The mask as PNG in the model's palette."""
+    return _image_bytes(".png", segmentation.color(), _FLAT_PNG)
+
+
+def overlay_jpeg(segmentation: Segmentation, image: Image) -> bytes:
+    """The image (uint8, H×W×3, BGR) with the coloured mask over it, as JPEG.
+
+    Raises:
+        InputError: above 65500 pixels a side, which JPEG does not hold.
+    """
+    return _image_bytes(".jpg", segmentation.overlay(image), (cv2.IMWRITE_JPEG_QUALITY, OVERLAY_QUALITY))
+
+
+def geojson(segmentation: Segmentation) -> dict[str, Any]:
+    """A FeatureCollection in pixel coordinates (x to the right, y down), which RFC 7946 has no reference system for."""
+    features = []
+    for polygon in segmentation.polygons():
+        rings = [_ring(points) for points in (polygon.exterior, *polygon.holes)]
+        features.append(
+            {
+                "type": "Feature",
+                "geometry": {"type": "Polygon", "coordinates": rings},
+                "properties": {"class_id": polygon.class_id, "name": polygon.name, "area": polygon.area},
+            }
+        )
+    height, width = segmentation.mask.shape
+    return {"type": "FeatureCollection", "width": width, "height": height, "features": features}
 
 
 def write_files(root: Path, files: Mapping[str, bytes]) -> None:
@@ -158,22 +192,6 @@ def _image_bytes(suffix: str, image: npt.NDArray[np.uint8], settings: tuple[int,
         height, width = image.shape[:2]
         raise InputError(f"{width}x{height} can't be encoded as {suffix}")
     return encoded.tobytes()
-
-
-def _geojson(segmentation: Segmentation) -> dict[str, Any]:
-    """A FeatureCollection in pixel coordinates (x to the right, y down), which RFC 7946 has no reference system for."""
-    features = []
-    for polygon in segmentation.polygons():
-        rings = [_ring(points) for points in (polygon.exterior, *polygon.holes)]
-        features.append(
-            {
-                "type": "Feature",
-                "geometry": {"type": "Polygon", "coordinates": rings},
-                "properties": {"class_id": polygon.class_id, "name": polygon.name, "area": polygon.area},
-            }
-        )
-    height, width = segmentation.mask.shape
-    return {"type": "FeatureCollection", "width": width, "height": height, "features": features}
 
 
 def _ring(points: npt.NDArray[np.float32]) -> list[list[float]]:

@@ -191,6 +191,19 @@ def open_for_batch(
     return reopened
 
 
+@contextlib.contextmanager
+def calm_opencv() -> Iterator[None]:
+    """OpenCV on the calling thread alone, as the workers fill the cores, and silent, as errors come as exceptions."""
+    threads, level = cv2.getNumThreads(), cv2.utils.logging.getLogLevel()
+    cv2.setNumThreads(1)
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    try:
+        yield
+    finally:
+        cv2.setNumThreads(threads)
+        cv2.utils.logging.setLogLevel(level)
+
+
 def _open_tuned(artifact: Artifact, tuned: Decision, options: EngineOptions, fit: str) -> Segmenter:
     chosen = tuned.chosen
     segmenter = Segmenter.open(artifact, backend=chosen.backend, fit=fit, options=chosen.applied(options))
@@ -285,16 +298,3 @@ def _join_coco(found: Sequence[Source], manifest: Manifest, segmenter: Segmenter
         temporary.unlink(missing_ok=True)
         reason = exc.strerror if isinstance(exc, OSError) else "a part is damaged; make it anew with --overwrite"
         summary.stopped = summary.stopped or f"{target}: can't be written ({reason})"
-
-
-@contextlib.contextmanager
-def calm_opencv() -> Iterator[None]:
-    """OpenCV on the calling thread alone, as the workers fill the cores, and silent, as errors come as exceptions."""
-    threads, level = cv2.getNumThreads(), cv2.utils.logging.getLogLevel()
-    cv2.setNumThreads(1)
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
-    try:
-        yield
-    finally:
-        cv2.setNumThreads(threads)
-        cv2.utils.logging.setLogLevel(level)

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ddsm_deploy.errors import InputError
-from ddsm_deploy.images import MAX_PIXELS, Image
+from ddsm_deploy.images import MAX_PIXELS, Image, decode_image
 
 
 class _Layout(NamedTuple):
@@ -94,20 +94,11 @@ def from_image_message(message: Any, *, max_pixels: int = MAX_PIXELS) -> Image:
 
 
 def from_compressed_message(message: Any, *, max_pixels: int = MAX_PIXELS) -> Image:
-    """A sensor_msgs/CompressedImage (JPEG, PNG) as uint8 H×W×3, BGR. EXIF orientation is left alone, as ROS does.
+    """A sensor_msgs/CompressedImage (JPEG, PNG) as uint8 H×W×3, BGR. EXIF orientation is left alone.
 
     Raises:
-        InputError: it can't be decoded.
+        InputError: it can't be decoded, is truncated, or larger than `max_pixels` by its header.
     """
-    data = np.frombuffer(message.data, dtype=np.uint8)
-    image = None
-    if data.size:
-        try:
-            image = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
-        except cv2.error as exc:
-            raise InputError(f"a compressed image ({message.format!r}) can't be decoded ({exc.err})") from exc
-    if image is None:
-        raise InputError(f"a compressed image ({message.format!r}, {data.size} bytes) can't be decoded")
-    if image.shape[0] * image.shape[1] > max_pixels:
-        raise InputError(f"an image of {image.shape[1]}x{image.shape[0]} pixels; expected at most {max_pixels}")
-    return image.astype(np.uint8, copy=False)
+    # not EXIF's orientation: a mask has to lie on the pixels as they are in the recording
+    name = f"a compressed image ({message.format!r})"
+    return decode_image(bytes(message.data), max_pixels=max_pixels, name=name, upright=False)

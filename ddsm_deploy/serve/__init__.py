@@ -1,0 +1,1 @@
+"""`ddsm serve`: segmentation over HTTP, on FastAPI and uvicorn. One Segmenter, some threads, and limits on all else."""
