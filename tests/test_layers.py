@@ -17,7 +17,7 @@ PACKAGE = REPO / "ddsm_deploy"
 LAYERS = (
     ("errors",),
     ("spec", "cache", "files"),
-    ("images", "onnxfile", "enginefile", "bundlefile"),
+    ("images", "onnxfile", "enginefile", "bundlefile", "endpoint"),
     ("datasets", "artifact", "parity"),
     ("kernels",),
     ("model", "packing", "frames"),
@@ -45,6 +45,8 @@ HOMES = {
     "tensorrt": ("engines/tensorrt.py", "export/tensorrt/"),
     "tensorrt_rtx": ("engines/tensorrt.py", "export/tensorrt/"),
     "cuda": ("engines/cuda.py", "engines/tensorrt.py", "kernels/cuda.py"),
+    # a served model is asked for its record where any other is read, before an engine is opened
+    "tritonclient": ("endpoint.py", "engines/triton.py", "export/triton/"),
     "matplotlib": ("evaluate/", "optimize/"),
     "typer": ("cli/",),
     "rich": ("cli/",),
@@ -52,7 +54,22 @@ HOMES = {
 """Where a package may be imported, inside functions included."""
 
 HEAVY = ("torch", "timm", "lightning", "onnx", "onnxruntime", "openvino", "cv2")
-COMMANDS = ("train", "export", "quantize", "build", "bundle", "segment", "eval", "verify", "bench", "tune", "info")
+COMMANDS = (
+    *(
+        "train",
+        "export",
+        "quantize",
+        "build",
+        "bundle",
+        "deploy",
+        "deploy triton",
+        "segment",
+        "eval",
+        "verify",
+        "bench",
+    ),
+    *("tune", "info"),
+)
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 import typer.core
 
-from ddsm_deploy.cli import bench, build, bundle, evaluate, export, info, quantize, segment, train, tune, verify
+from ddsm_deploy.cli import bench, build, bundle, deploy, evaluate, export, info, quantize, segment, train, tune, verify
 from ddsm_deploy.errors import DdsmError
 
 INTERRUPTED = 130
@@ -51,6 +51,7 @@ app.command("export")(export.export)
 app.command("quantize")(quantize.quantize)
 app.command("build")(build.build)
 app.command("bundle")(bundle.bundle)
+app.add_typer(deploy.app, name="deploy")
 app.command("segment")(segment.segment)
 app.command("eval")(evaluate.evaluate)
 app.command("verify")(verify.verify)
