@@ -278,7 +278,7 @@ class Connection:
                 case "DEADLINE_EXCEEDED":
                     problem = f"no answer within {self.endpoint.timeout:g} s; allow more with ?timeout=SECONDS"
                 case "UNAVAILABLE":
-                    problem = f"not available, tried {TRIES} times ({said}); is it up, and the port that of gRPC?"
+                    problem = f"not available, retries included ({said}); are server and model up, on this gRPC port?"
                 case _:
                     problem = f"the server says: {said}"
             raise BackendError(f"{self.endpoint}: {problem}") from exc

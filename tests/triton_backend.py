@@ -10,12 +10,13 @@ Source: docs.nvidia.com/deeplearning/triton-inference-server/user-guide/docs/bac
 import json
 import os
 import sys
+from pathlib import Path
 
 sys.path[:0] = json.loads(os.environ["DDSM_TESTS_PATH"])  # Triton's interpreter knows no virtual environment
 
-import numpy as np
-import onnxruntime
-import triton_python_backend_utils as triton
+import numpy as np  # noqa: E402
+import onnxruntime  # noqa: E402
+import triton_python_backend_utils as triton  # noqa: E402
 
 
 class TritonPythonModel:
@@ -25,9 +26,11 @@ class TritonPythonModel:
         config = json.loads(args["model_config"])
         file = config["default_model_filename"]
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = int(config["parameters"]["intra_op_thread_count"]["string_value"])
-        path = os.path.join(args["model_repository"], args["model_version"], file)
-        self.session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        threads = config["parameters"].get("intra_op_thread_count", {"string_value": "1"})
+        options.intra_op_num_threads = int(threads["string_value"])
+        options.log_severity_level = 3
+        path = Path(args["model_repository"], args["model_version"], file)
+        self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         self.outputs = [output.name for output in self.session.get_outputs()]
         self.batched = config["max_batch_size"] > 0
 

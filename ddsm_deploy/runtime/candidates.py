@@ -123,8 +123,7 @@ def usable_here(artifact: Artifact, others: list[str]) -> Iterator[str]:
     for status in usable_backends():
         kind = FILE_KINDS[status.backend]
         has_file = bool(possible_precisions(artifact, status.backend))
-        elsewhere = "endpoint" in artifact.files and not has_file  # a served model runs where it is, and only there
-        if status.backend == "torch" or elsewhere or (kind in SPECIAL_KINDS and not has_file):
+        if status.backend == "torch" or (kind in SPECIAL_KINDS and not has_file):
             continue
         if not status.available:
             others.append(status.reason)

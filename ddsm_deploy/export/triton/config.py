@@ -101,7 +101,7 @@ class Served:
         sampling: how it samples on the server.
         inputs: names, types and shapes, -1 for an open axis; the first axis is the batch.
         outputs: likewise.
-        most: images that it takes at once; None where there is no limit, 0 where the batch is fixed at one.
+        most: images that it takes at once; None where there is no limit, 0 where the batch is fixed.
         example: height and width at which it can be run.
         notes: what a user should know, a sentence each.
     """
@@ -178,7 +178,7 @@ def _add_tensors(field: Any, tensors: Sequence[TensorRecord], *, batched: bool) 
 def _add_warm_up(config: ModelConfig, served: Served, size: int, *, batched: bool) -> None:
     warm_up = config.model_warmup.add(name=f"zeros_{size}", batch_size=size)
     for tensor in served.inputs:
-        dims = [*([] if batched else [1]), *served.example, tensor.shape[3]]
+        dims = [*([] if batched else [tensor.shape[0]]), *served.example, tensor.shape[3]]
         feed = warm_up.inputs[tensor.name]
         feed.data_type, feed.zero_data = _TYPES[tensor.dtype], True
         feed.dims.extend(dims)

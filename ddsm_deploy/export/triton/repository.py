@@ -14,11 +14,10 @@ from onnx import ModelProto, helper
 
 from ddsm_deploy.artifact import Artifact, resolve
 from ddsm_deploy.endpoint import NAME, SPEC_KEY
-from ddsm_deploy.enginefile import TensorRecord, read_engine
+from ddsm_deploy.enginefile import TensorRecord, read_engine, read_record
 from ddsm_deploy.errors import ArtifactError, BackendError, ConfigError
 from ddsm_deploy.export.onnxgraph import load_graph
 from ddsm_deploy.export.triton.config import (
-    PLATFORMS,
     ModelConfig,
     Served,
     TritonOptions,
@@ -26,7 +25,7 @@ from ddsm_deploy.export.triton.config import (
     model_config,
     read_config,
 )
-from ddsm_deploy.files import replacing, writing
+from ddsm_deploy.files import writing
 from ddsm_deploy.onnxfile import external_files
 from ddsm_deploy.spec import ModelSpec, sha256_of
 
@@ -91,11 +90,10 @@ def deploy(
     config = model_config(name, served, options)
     folder = Path(repository) / name
     version = _next_version(folder, config, served.spec, options)
-    file = folder / str(version) / PLATFORMS[options.platform][1]
+    file = folder / str(version) / config.default_model_filename
+    _write(served.file, config, file)
     if version == 1:
-        _write_model(folder, config, served.file)
-    else:
-        _write_version(folder, config, served.file, file)
+        _remove_all_but(file)
     return TritonReport(
         folder=folder,
         name=name,
@@ -149,9 +147,9 @@ def _from_onnx(artifact: Artifact, options: TritonOptions) -> Served:
 
 def _from_engine(artifact: Artifact, options: TritonOptions) -> Served:
     path = _pick(artifact, "engine", "tensorrt", options).file("engine")
+    if (target := read_record(path).target) != "tensorrt":
+        raise BackendError(f"{path} is for {target}, which Triton has no backend for; build one for tensorrt")
     record = read_engine(path)
-    if record.target != "tensorrt":
-        raise BackendError(f"{path} is for {record.target}, which Triton has no backend for; build one for tensorrt")
     shape = record.inputs[0].shape
     profile = next(iter(record.profiles.values()), None)
     example = shape if profile is None else profile.opt
@@ -185,11 +183,12 @@ def _tensor(info: onnx.ValueInfoProto) -> TensorRecord:
 def _notes(served: Served, options: TritonOptions, config: ModelConfig) -> Iterator[str]:
     if served.most == 0:
         cure = " (open it with: ddsm export CKPT --dynamic batch)" if options.platform == "onnxruntime" else ""
-        yield f"its batch is fixed at 1, so Triton runs one image a time and batches nothing{cure}"
+        batch = served.inputs[0].shape[0]
+        yield f"its batch is fixed at {batch}, so Triton runs one request a time and batches nothing{cure}"
     elif config.max_batch_size < options.max_batch:
         yield f"its profile ends at batches of {config.max_batch_size}"
     if served.spec.precision == "int8" and options.runs_on == "cpu":
-        yield "on x86 without VNNI Triton's ONNX Runtime may overflow INT8 sums; quantize with --weight-bits 7 for those"
+        yield "on x86 without VNNI the server's INT8 sums may overflow; quantize with --weight-bits 7 for those"
     if served.spec.provenance.get("sampling") == "fused" and options.platform == "onnxruntime":
         yield "the server samples by standard operators, not on this package's kernels"
 
@@ -219,32 +218,41 @@ def _next_version(folder: Path, config: ModelConfig, spec: ModelSpec, options: T
     return 1 + max((int(entry.name) for entry in folder.iterdir() if entry.name.isdecimal()), default=0)
 
 
-def _write_model(folder: Path, config: ModelConfig, source: Path) -> None:
-    with _beside(folder) as (fresh, aside), writing(folder):
-        version = fresh / "1"
-        version.mkdir(parents=True)
-        shutil.copyfile(source, version / config.default_model_filename)
-        (fresh / CONFIG_FILE).write_text(config_text(config), encoding="utf-8")
-        if folder.exists():
-            folder.rename(aside)
-        fresh.rename(folder)
+def _write(source: Path, config: ModelConfig, file: Path) -> None:
+    """Copies a model to `file` in a repository, and puts its configuration two folders above, each by one renaming.
 
-
-def _write_version(folder: Path, config: ModelConfig, source: Path, file: Path) -> None:
-    with _beside(file.parent) as (fresh, _), writing(file):
-        fresh.mkdir()
-        shutil.copyfile(source, fresh / file.name)
-        fresh.rename(file.parent)
-    with replacing(folder / CONFIG_FILE) as temporary, writing(folder / CONFIG_FILE):
-        temporary.write_text(config_text(config), encoding="utf-8")
-
-
-@contextlib.contextmanager
-def _beside(folder: Path) -> Iterator[tuple[Path, Path]]:
-    """Names for a new folder and an old one on the same file system; what is left of them in the end is removed."""
-    fresh, aside = (folder.with_name(f".{folder.name}.{os.getpid()}.{end}") for end in ("part", "old"))
+    Until then both are hidden files in the repository itself, where Triton looks at folders alone. A half-written
+    folder there, hidden or not, passes for a model, and kept Triton 2.51 from starting.
+    """
+    folder = file.parent.parent
+    is_new = not folder.exists()
+    staged = {
+        path: folder.with_name(f".{folder.name}.{path.name}.{os.getpid()}.part")
+        for path in (file, folder / CONFIG_FILE)
+    }
     try:
-        yield fresh, aside
+        with writing(folder):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, staged[file])
+            staged[folder / CONFIG_FILE].write_text(config_text(config), encoding="utf-8")
+            file.parent.mkdir(parents=True, exist_ok=True)
+            for path, temporary in staged.items():
+                temporary.replace(path)
+    except BaseException:
+        if is_new:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
     finally:
-        for left in (fresh, aside):
-            shutil.rmtree(left, ignore_errors=True)
+        for temporary in staged.values():
+            with contextlib.suppress(OSError):  # the repository is no folder: told already
+                temporary.unlink(missing_ok=True)
+
+
+def _remove_all_but(file: Path) -> None:
+    """Removes what else there is of a model than its configuration and this file."""
+    for entry in file.parent.iterdir():
+        if entry != file:
+            entry.unlink()
+    for entry in file.parent.parent.iterdir():
+        if entry.name.isdecimal() and entry != file.parent:
+            shutil.rmtree(entry)
