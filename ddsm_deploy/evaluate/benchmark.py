@@ -262,15 +262,15 @@ def _not_installed(artifact: Artifact, options: BenchOptions) -> list[Row]:
 
 
 def _wanted(artifact: Artifact, options: BenchOptions) -> list[BackendStatus]:
-    """The backends asked for, or all; those of `SPECIAL_KINDS` only where the model has such."""
+    """The backends asked for, or all; those of `SPECIAL_KINDS` only where the model has such, and then for a served one
+    no others."""
+    if options.backends:
+        return [status for status in usable_backends() if status.backend in options.backends]
+    served = "endpoint" in artifact.files
     return [
         status
         for status in usable_backends()
-        if status.backend in options.backends
-        or (
-            not options.backends
-            and (FILE_KINDS[status.backend] not in SPECIAL_KINDS or possible_precisions(artifact, status.backend))
-        )
+        if not (served or FILE_KINDS[status.backend] in SPECIAL_KINDS) or possible_precisions(artifact, status.backend)
     ]
 
 
