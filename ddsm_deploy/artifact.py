@@ -11,7 +11,9 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ddsm_deploy.bundlefile import BUNDLE_FILE, BUNDLE_FORMAT, KINDS, describe, read_bundle, unpack
+from ddsm_deploy.bundlefile import BUNDLE_FILE, BUNDLE_FORMAT, describe, read_bundle, unpack
+from ddsm_deploy.bundlefile import KINDS as BUNDLE_KINDS
+from ddsm_deploy.endpoint import SUFFIX, Endpoint, is_url, read_endpoint, record_endpoint
 from ddsm_deploy.errors import ArtifactError
 from ddsm_deploy.onnxfile import external_files, read_spec
 from ddsm_deploy.spec import METADATA_KEY, ModelSpec
@@ -33,6 +35,10 @@ DEFAULT_MODEL = "ddsm-lite0"
 """What runs when no model is named."""
 
 BUNDLE_SUFFIX = ".zip"
+
+KINDS = {**BUNDLE_KINDS, "endpoint": SUFFIX}
+"""Kinds of file a model comes in, each with its suffix. A served model's record is in no bundle: opening one must not
+send images away."""
 
 _MAX_HEADER = 100_000_000  # bytes: safetensors' own limit
 
@@ -73,6 +79,11 @@ class Artifact:
             raise ArtifactError(f"{self.name} has no ONNX file; make one with: {command}")
         if kind == "engine":
             raise ArtifactError(f"{self.name} has no engine, only {self.contents()}; make one with: ddsm build")
+        if kind == "endpoint":
+            raise ArtifactError(
+                f"{self.name} has no endpoint, only {self.contents()}; deploy it with `ddsm deploy triton`, and name "
+                "triton://HOST/MODEL"
+            )
         raise ArtifactError(
             f"{self.name} has no {kind} ({KINDS.get(kind, kind)}), only {', '.join(sorted(self.files))}; "
             "name the checkpoint it was exported from, or a bundle that holds both"
@@ -115,14 +126,20 @@ def resolve(model: str | Path | None = None) -> Artifact:
 
     Args:
         model: an ``.onnx`` file, a ``.safetensors`` checkpoint, an ``.engine`` with its record beside it, a bundle
-            (folder or ``.zip``), or the name of a shipped model; None is `DEFAULT_MODEL`. A shipped name wins over a
-            file of that name here: write ``./NAME`` for the file.
+            (folder or ``.zip``), the name of a shipped model, or the URL of a served one, ``triton://HOST/MODEL`` (see
+            `endpoint`), whose server is asked; None is `DEFAULT_MODEL`. A shipped name wins over a file of that name
+            here: write ``./NAME`` for the file.
 
     Raises:
         ArtifactError: nothing of that name, or it is damaged, foreign or incomplete.
+        BackendError: of a served model: no answer, or tritonclient is not installed.
+        ConfigError: of a served model: the URL is of another form.
     """
     if model is None:
         model = DEFAULT_MODEL
+    if is_url(model):
+        endpoint = Endpoint.parse(str(model))
+        model = record_endpoint(endpoint, spec=resolve(endpoint.spec).spec if endpoint.spec else None)
     if str(model) in shipped_models():
         return _bundle(_models_folder() / str(model))
     path = Path(model)
@@ -200,6 +217,8 @@ def spec_of(kind: str, path: Path) -> ModelSpec:
             return read_spec(path)
         case "checkpoint":
             return read_checkpoint_spec(path)
+        case "endpoint":
+            return read_endpoint(path).spec
         case _:
             from ddsm_deploy.enginefile import read_engine_spec
 

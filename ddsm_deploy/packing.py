@@ -111,6 +111,8 @@ def _gather(sources: Sequence[str | Path]) -> list[_Part]:
 
 def _part(artifact: Artifact) -> _Part:
     ((kind, path),) = artifact.files.items()
+    if kind not in KINDS:
+        raise ArtifactError(f"{path}: a served model; a bundle takes files that run by themselves")
     precision, target = artifact.spec.precision, artifact.target
     if kind == "onnx" and (outside := external_files(path)):
         raise ArtifactError(f"{path}: its weights lie in {outside[0]}; a bundle takes only files that are whole")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 from processor import WEIGHT_BITS
 from render_scenes import write_scenes
+from triton_server import TritonServer, running_server, why_no_server
 
 if TYPE_CHECKING:
     from ddsm_deploy.artifact import Artifact
@@ -254,3 +255,27 @@ def tiny_engines(tiny_onnx: Path, tmp_path_factory: pytest.TempPathFactory) -> t
             build_engine(tiny_onnx, path, BuildOptions(target=target, compute_capabilities=capabilities))
             engines.append(resolve(path))
     return tuple(engines)
+
+
+@pytest.fixture(scope="session")
+def triton_server(missing: Missing, need, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
+    """A real Triton server on this machine, without models."""
+    need("tritonclient")
+    if reason := why_no_server():
+        missing("pytriton", reason)
+    with running_server(tmp_path_factory.mktemp("triton")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def tiny_endpoint(request: pytest.FixtureRequest, tiny_onnx: Path) -> dict[str, Path]:
+    """`tiny_onnx` served by `triton_server`, as a model's file; none where there is no such server."""
+    if why_no_server():
+        return {}
+    from ddsm_deploy.artifact import resolve
+    from ddsm_deploy.export.triton.config import TritonOptions
+    from ddsm_deploy.export.triton.repository import deploy
+
+    server = request.getfixturevalue("triton_server")
+    deploy(tiny_onnx, server.repository, TritonOptions(name="tiny", threads=1))
+    return dict(resolve(server.load("tiny")).files)

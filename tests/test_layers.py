@@ -17,7 +17,7 @@ PACKAGE = REPO / "ddsm_deploy"
 LAYERS = (
     ("errors",),
     ("spec", "cache", "files"),
-    ("images", "onnxfile", "enginefile", "bundlefile"),
+    ("images", "onnxfile", "enginefile", "bundlefile", "endpoint"),
     ("datasets", "artifact", "parity", "streams"),
     ("kernels",),
     ("model", "packing", "frames"),
@@ -45,6 +45,8 @@ HOMES = {
     "tensorrt": ("engines/tensorrt.py", "export/tensorrt/"),
     "tensorrt_rtx": ("engines/tensorrt.py", "export/tensorrt/"),
     "cuda": ("engines/cuda.py", "engines/tensorrt.py", "kernels/cuda.py"),
+    # a served model is asked for its record where any other is read, before an engine is opened
+    "tritonclient": ("endpoint.py", "engines/triton.py", "export/triton/"),
     "matplotlib": ("evaluate/", "optimize/"),
     "av": ("streams/video.py", "runtime/sinks/video.py"),
     "rosbags": ("streams/bag.py", "runtime/sinks/bag.py"),
@@ -69,6 +71,8 @@ COMMANDS = (
     "quantize",
     "build",
     "bundle",
+    "deploy",
+    "deploy triton",
     "segment",
     "ros2",
     "serve",

@@ -19,6 +19,7 @@ from ddsm_deploy.cli import (
     bench,
     build,
     bundle,
+    deploy,
     evaluate,
     export,
     info,
@@ -65,6 +66,7 @@ app.command("export")(export.export)
 app.command("quantize")(quantize.quantize)
 app.command("build")(build.build)
 app.command("bundle")(bundle.bundle)
+app.add_typer(deploy.app, name="deploy")
 app.command("segment")(segment.segment)
 app.command("ros2")(ros2.ros2)
 app.command("serve")(serve.serve)

@@ -13,6 +13,7 @@ import sys
 
 from ddsm_deploy import kernels
 from ddsm_deploy.artifact import Artifact
+from ddsm_deploy.endpoint import read_endpoint
 from ddsm_deploy.enginefile import read_record
 from ddsm_deploy.engines.base import (
     SAMPLINGS,
@@ -30,6 +31,7 @@ __all__ = [
     "BACKENDS",
     "FILE_KINDS",
     "SAMPLINGS",
+    "SPECIAL_KINDS",
     "BackendStatus",
     "Engine",
     "EngineOptions",
@@ -44,7 +46,7 @@ __all__ = [
     "usable_backends",
 ]
 
-BACKENDS = ("torch", "onnxruntime", "openvino", "tensorrt", "tensorrt-rtx")
+BACKENDS = ("torch", "onnxruntime", "openvino", "tensorrt", "tensorrt-rtx", "triton")
 
 FILE_KINDS = {
     "torch": "checkpoint",
@@ -52,8 +54,12 @@ FILE_KINDS = {
     "openvino": "onnx",
     "tensorrt": "engine",
     "tensorrt-rtx": "engine",
+    "triton": "endpoint",
 }
 """The kind of file, of `ddsm_deploy.artifact.KINDS`, that each backend runs."""
+
+SPECIAL_KINDS = ("engine", "endpoint")
+"""Those without which a model is no less whole: their backends count only where the model has one."""
 
 _MAKES = {
     "torch": {"bf16": "fp32", "fp16": "fp32"},
@@ -70,6 +76,7 @@ _EXTRAS = {
     "openvino": "cpu",
     "tensorrt": "tensorrt",
     "tensorrt-rtx": "tensorrt-rtx",
+    "triton": "triton",
 }
 _NEEDS = {
     "torch": ("torch", "timm", "safetensors"),
@@ -77,6 +84,7 @@ _NEEDS = {
     "openvino": ("openvino",),
     "tensorrt": ("tensorrt", "cuda"),
     "tensorrt-rtx": ("tensorrt_rtx", "cuda"),
+    "triton": ("tritonclient", "grpc"),
 }
 _DISTRIBUTIONS = {
     "torch": ("torch",),
@@ -84,6 +92,7 @@ _DISTRIBUTIONS = {
     "openvino": ("openvino",),
     "tensorrt": ("tensorrt",),
     "tensorrt-rtx": ("tensorrt-rtx",),
+    "triton": ("tritonclient",),
 }
 _DRIVERS = {"linux": "libcuda.so.1", "win32": "nvcuda.dll"}
 
@@ -205,6 +214,8 @@ def samples(backend: str, artifact: Artifact) -> tuple[str, str]:
             continue
         if kind == "engine":
             sampling, note = read_record(part.file(kind)).sampling or "portable", ""
+        elif kind == "endpoint":
+            sampling, note = read_endpoint(part.file(kind)).sampling, ""
         elif backend == "torch":
             sampling, note = ("portable", problem) if problem else ("fused", "")
         else:
@@ -268,6 +279,10 @@ def _engine_class(backend: str) -> type[BaseEngine]:
 
                 load_library(backend)
                 return TensorRtEngine if backend == "tensorrt" else TensorRtRtxEngine
+            case "triton":
+                from ddsm_deploy.engines.triton import TritonEngine
+
+                return TritonEngine
             case _:
                 raise ConfigError(f"backend is {backend!r}; expected one of {', '.join(BACKENDS)}")
     except ImportError as exc:

@@ -25,6 +25,7 @@ from ddsm_deploy.artifact import Artifact, resolve
 from ddsm_deploy.engines import (
     BACKENDS,
     FILE_KINDS,
+    SPECIAL_KINDS,
     BackendStatus,
     EngineOptions,
     in_words,
@@ -261,15 +262,15 @@ def _not_installed(artifact: Artifact, options: BenchOptions) -> list[Row]:
 
 
 def _wanted(artifact: Artifact, options: BenchOptions) -> list[BackendStatus]:
-    """The backends asked for, or all; those that run engines only where the model has one."""
+    """The backends asked for, or all; those of `SPECIAL_KINDS` only where the model has such, and then for a served one
+    no others."""
+    if options.backends:
+        return [status for status in usable_backends() if status.backend in options.backends]
+    served = "endpoint" in artifact.files
     return [
         status
         for status in usable_backends()
-        if status.backend in options.backends
-        or (
-            not options.backends
-            and (FILE_KINDS[status.backend] != "engine" or possible_precisions(artifact, status.backend))
-        )
+        if not (served or FILE_KINDS[status.backend] in SPECIAL_KINDS) or possible_precisions(artifact, status.backend)
     ]
 
 

@@ -13,6 +13,7 @@ from ddsm_deploy.artifact import Artifact
 from ddsm_deploy.engines import (
     BACKENDS,
     FILE_KINDS,
+    SPECIAL_KINDS,
     Engine,
     EngineOptions,
     available_precisions,
@@ -122,7 +123,7 @@ def usable_here(artifact: Artifact, others: list[str]) -> Iterator[str]:
     for status in usable_backends():
         kind = FILE_KINDS[status.backend]
         has_file = bool(possible_precisions(artifact, status.backend))
-        if status.backend == "torch" or (kind == "engine" and not has_file):
+        if status.backend == "torch" or (kind in SPECIAL_KINDS and not has_file):
             continue
         if not status.available:
             others.append(status.reason)

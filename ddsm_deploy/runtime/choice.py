@@ -104,6 +104,8 @@ def choose(
         ArtifactError: the model's file is damaged.
         ConfigError: the model is fixed to another size.
     """
+    if "endpoint" in artifact.files:
+        return open_named(artifact, "triton", options, "triton, where the model is served")
     frames = frames_for(artifact.spec, images, size or (artifact.spec.height, artifact.spec.width))
     facts = facts_of(artifact, options, size=size, frames=frames.digest)
     kept = None if fresh else recall(facts)

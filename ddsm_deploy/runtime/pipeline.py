@@ -178,7 +178,7 @@ def open_for_batch(
                 return _open_tuned(artifact, tuned, options, fit)
     options = dataclasses.replace(options, threads=1)
     segmenter = Segmenter.open(artifact, backend=backend, fit=fit, options=options, fresh=fresh)
-    if backend == AUTO:
+    if backend == AUTO and segmenter.backend != "triton":  # whose threads are the server's
         segmenter.choice += "; a frame alone on one thread each"  # while a batch runs several side by side
     if segmenter.backend != "openvino":
         return segmenter

@@ -10,6 +10,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from triton_server import why_no_server
 
 from ddsm_deploy.artifact import Artifact, resolve
 from ddsm_deploy.engines import (
@@ -28,13 +29,18 @@ SIZE = (64, 96)  # of the tiny network
 
 
 @pytest.fixture(scope="module")
-def artifact(tiny_checkpoint: Path, tiny_onnx: Path, tiny_engines: tuple[Artifact, ...]) -> Artifact:
-    return Artifact("tiny", resolve(tiny_onnx).spec, {"onnx": tiny_onnx, "checkpoint": tiny_checkpoint}, tiny_engines)
+def artifact(
+    tiny_checkpoint: Path, tiny_onnx: Path, tiny_engines: tuple[Artifact, ...], tiny_endpoint: dict[str, Path]
+) -> Artifact:
+    files = {"onnx": tiny_onnx, "checkpoint": tiny_checkpoint, **tiny_endpoint}
+    return Artifact("tiny", resolve(tiny_onnx).spec, files, tiny_engines)
 
 
 @pytest.fixture(scope="module", params=BACKENDS)
 def backend(request: pytest.FixtureRequest, need, missing) -> str:
-    need(request.param.replace("-", "_"))
+    need({"triton": "tritonclient"}.get(request.param, request.param.replace("-", "_")))
+    if request.param == "triton" and (reason := why_no_server()):
+        missing("pytriton", reason)
     status = {entry.backend: entry for entry in usable_backends()}[request.param]
     if not status.available:
         missing(request.param, status.reason)  # installed, but of no use here: TensorRT without a GPU
@@ -219,9 +225,10 @@ def test_usable_backends_agree_with_what_opens(artifact: Artifact) -> None:
     assert tuple(status) == BACKENDS
     for backend, entry in status.items():
         if entry.available:
-            open_engine(artifact, backend).close()
             assert entry.version
             assert not entry.reason
+            if FILE_KINDS[backend] != "endpoint" or "endpoint" in artifact.files:  # the client alone is no server
+                open_engine(artifact, backend).close()
         else:
             assert "pip install" in entry.reason or "no NVIDIA driver" in entry.reason
 

@@ -51,6 +51,7 @@ def python(script: str) -> list[str]:
         ("openvino", "openvino", "cpu"),
         ("torch", "torch", "train"),
         ("torch", "timm", "train"),
+        ("triton", "tritonclient", "triton"),
     ],
 )
 def test_a_missing_backend_says_how_to_get_it(tmp_path: Path, backend: str, module: str, extra: str) -> None:
