@@ -86,6 +86,8 @@ class Shape:
 
 
 SHAPES = (
+    Shape("spatial, 90x120, V = 32", 32, 32, 90, 120, 2),
+    Shape("spatial, 256x512, V = 32", 32, 32, 256, 512, 2),
     Shape("spatial, stride 4 of 360x480 enlarged by 1.5", 32, 64, 135, 180, 2),
     Shape("spatial, stride 4 of 1024x2048", 32, 64, 256, 512, 2),
     Shape("channel branch", 64, 64, 8, 8, 1),

@@ -11,16 +11,14 @@ from typing import Annotated
 
 import typer
 
+from ddsm_deploy.cli.options import Backend, Model, Precision
+
 
 def ros2(
     topic: Annotated[str, typer.Argument(help="Frames come from there; ~/x is the node's own, x the namespace's.")],
-    model: Annotated[
-        str, typer.Option("--model", "-m", help=".onnx, .safetensors, bundle folder, or a shipped model's name.")
-    ] = "ddsm-lite0",
-    backend: Annotated[str, typer.Option(help="auto, onnxruntime, openvino or torch.")] = "auto",
-    precision: Annotated[
-        str | None, typer.Option(help="fp32, bf16, int8...; with auto the quickest, else the model's own.")
-    ] = None,
+    model: Model = "ddsm-lite0",
+    backend: Backend = "auto",
+    precision: Precision = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of one inference; else the runtime's.")] = None,
     policy: Annotated[
         str, typer.Option(help="latest drops a waiting frame when a newer one comes; every lets them queue.")

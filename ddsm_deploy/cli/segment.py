@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ddsm_deploy.cli.options import Backend, Fit, Model, Precision, Provider, Sampling
+
 if TYPE_CHECKING:
     from ddsm_deploy.runtime.pipeline import SegmentSummary
 
@@ -31,24 +33,18 @@ def segment(
         ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")],
-    model: Annotated[
-        str, typer.Option("--model", "-m", help=".onnx, .safetensors, bundle folder, or a shipped model's name.")
-    ] = "ddsm-lite0",
-    backend: Annotated[str, typer.Option(help="auto, onnxruntime, openvino or torch.")] = "auto",
-    precision: Annotated[
-        str | None, typer.Option(help="fp32, bf16, int8...; with auto the quickest, else the model's own.")
-    ] = None,
-    sampling: Annotated[
-        str | None, typer.Option(help="Of fused files: fused or portable; else fused where it can be had.")
-    ] = None,
+    model: Model = "ddsm-lite0",
+    backend: Backend = "auto",
+    precision: Precision = None,
+    sampling: Sampling = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="With auto: measure now, whatever was kept.")] = False,
-    provider: Annotated[str, typer.Option(help="Of onnxruntime: cpu, cuda or tensorrt.")] = "cpu",
+    provider: Provider = "cpu",
     color: Annotated[bool, typer.Option("--color", help="Also write masks in colour.")] = False,
     overlay: Annotated[bool, typer.Option("--overlay", help="Also write the image under the coloured mask.")] = False,
     confidence: Annotated[bool, typer.Option("--confidence", help="Also write the confidence of each pixel.")] = False,
     polygons: Annotated[str | None, typer.Option(help="Also write outlines: geojson or coco.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Make anew what is there.")] = False,
-    fit: Annotated[str, typer.Option(help="Bring images to the network's size: stretch or letterbox.")] = "stretch",
+    fit: Fit = "stretch",
     threads: Annotated[int | None, typer.Option(min=1, help="Frames worked on side by side; one a core.")] = None,
     max_pixels: Annotated[int, typer.Option(min=1, help="Refuse larger images.")] = 100_000_000,
     json_file: Annotated[str | None, typer.Option("--json", help="Write a summary; - is standard output.")] = None,

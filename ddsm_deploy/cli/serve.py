@@ -7,20 +7,16 @@ from typing import Annotated
 
 import typer
 
+from ddsm_deploy.cli.options import Backend, Fit, Model, Precision, Provider, Sampling
+
 
 def serve(
-    model: Annotated[
-        str, typer.Option("--model", "-m", help=".onnx, .safetensors, bundle folder, or a shipped model's name.")
-    ] = "ddsm-lite0",
-    backend: Annotated[str, typer.Option(help="auto, onnxruntime, openvino or torch.")] = "auto",
-    precision: Annotated[
-        str | None, typer.Option(help="fp32, bf16, int8...; with auto the quickest, else the model's own.")
-    ] = None,
-    sampling: Annotated[
-        str | None, typer.Option(help="Of fused files: fused or portable; else fused where it can be had.")
-    ] = None,
-    provider: Annotated[str, typer.Option(help="Of onnxruntime: cpu, cuda or tensorrt.")] = "cpu",
-    fit: Annotated[str, typer.Option(help="Bring images to the network's size: stretch or letterbox.")] = "stretch",
+    model: Model = "ddsm-lite0",
+    backend: Backend = "auto",
+    precision: Precision = None,
+    sampling: Sampling = None,
+    provider: Provider = "cpu",
+    fit: Fit = "stretch",
     host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0 for all, with a token.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen at; 0 is any free one.")] = 8000,
     token_file: Annotated[

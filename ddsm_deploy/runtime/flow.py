@@ -93,7 +93,10 @@ class Flow(Generic[T]):
         try:
             while (item := self._results.get()) is not _END:
                 frame, future = item
-                result = future.result()
+                try:
+                    result = future.result()
+                except concurrent.futures.CancelledError:  # another thread has closed it
+                    return
                 self._taken()
                 yield frame, result
             if self._failure is not None:

@@ -259,6 +259,11 @@ def _collect(frame: Frame, manifest: Manifest, summary: SegmentSummary) -> None:
 
 
 def make_folder(folder: Path) -> None:
+    """Makes an output folder where there is none.
+
+    Raises:
+        InputError: it can't be.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as exc:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import threading
 from collections.abc import Iterator
@@ -68,7 +69,7 @@ class Source(Protocol):
         ...
 
 
-class BaseSource:
+class BaseSource(abc.ABC):
     """What sources share: `close` from any thread, and nothing is given back while another thread reads from it.
 
     A source adds `_frames` and `_release`, and looks at `_closed` between frames.
@@ -111,8 +112,9 @@ class BaseSource:
         if now:
             self._release()
 
+    @abc.abstractmethod
     def _frames(self, start: int) -> Iterator[Frame]:
-        raise NotImplementedError
+        """The frames from index `start` on; see `Source.frames`."""
 
-    def _release(self) -> None:
+    def _release(self) -> None:  # noqa: B027 - most have something to give back, not all
         """Gives everything back; called once."""

@@ -121,6 +121,30 @@ def test_leaving_the_loop_closes_it() -> None:
     assert not [thread for thread in threading.enumerate() if thread.name.startswith(("ddsm-read", "ddsm-work"))]
 
 
+def test_closing_from_another_thread_ends_the_loop() -> None:
+    begun, gate = threading.Event(), threading.Event()
+
+    def work(frame: Frame) -> int:
+        begun.set()
+        assert gate.wait(30)
+        return frame.index
+
+    flow = Flow(Counted(100), work)
+    seen: list[int] = []
+    loop = threading.Thread(target=lambda: seen.extend(frame.index for frame, _ in flow))
+    loop.start()
+    assert begun.wait(30)
+    closing = threading.Thread(target=flow.close)
+    closing.start()
+    while not flow._closed:
+        pass
+    gate.set()
+    for thread in (closing, loop):
+        thread.join(30)
+        assert not thread.is_alive()
+    assert seen in ([], [0])  # the one in hand may come out, those behind it never began
+
+
 def test_stop_lets_what_is_in_hand_come_out() -> None:
     seen = []
     with Flow(Counted(1000), lambda frame: frame.index, workers=2, ahead=4) as flow:

@@ -19,9 +19,9 @@ def _tk(need) -> None:
     need("tkinter")
 
 
-def test_without_a_display_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_display_it_says_so(monkeypatch: pytest.MonkeyPatch, missing) -> None:
     if sys.platform != "linux":
-        pytest.skip("only X11 can lack a display")
+        missing("x11", "only X11 can lack a display")
     monkeypatch.delenv("DISPLAY", raising=False)
     with pytest.raises(BackendError, match="leave --show out"):
         WindowSink("camera")

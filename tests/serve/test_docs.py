@@ -10,16 +10,15 @@ import subprocess
 from pathlib import Path
 
 import cv2
-import pytest
 from serving import Server
 
 REPO = Path(__file__).parent.parent.parent
 COMMANDS = re.findall(r"^    (curl .*)$", (REPO / "docs" / "serve.md").read_text(encoding="utf-8"), re.MULTILINE)
 
 
-def test_curl(server: Server, tmp_path: Path) -> None:
+def test_curl(server: Server, tmp_path: Path, missing) -> None:
     if shutil.which("curl") is None:
-        pytest.skip("curl: it is not installed here")
+        missing("curl", "it is not installed here")
     (tmp_path / "examples").symlink_to(REPO / "examples")
     said = b""
     for command in COMMANDS:

@@ -136,11 +136,11 @@ def test_an_answer_that_is_not_taken() -> None:
     assert 0 < len(sent[1]) < 10**5
 
 
-def test_memory_holds_no_more_than_the_places(narrow: Server) -> None:
+def test_memory_holds_no_more_than_the_places(narrow: Server, missing) -> None:
     """A hundred clients that announce 10 MB each and send most of it: two of them have a place."""
     status = Path(f"/proc/{narrow.process.pid}/status")
     if not status.is_file():
-        pytest.skip("procfs: there is none here to read the memory from")
+        missing("procfs", "there is none here to read the memory from")
 
     def resident() -> int:
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmRSS"))

@@ -1,1 +1,1 @@
-"""Where the masks of a stream go: one file a kind, behind one Protocol. `open_sink` makes them from a word."""
+"""Where the masks of a stream go: one file a kind, behind one Protocol."""
