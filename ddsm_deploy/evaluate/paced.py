@@ -22,8 +22,9 @@ from ddsm_deploy.evaluate.baseline import Baseline, Gate, Verdict, judge
 from ddsm_deploy.evaluate.benchmark import list_images
 from ddsm_deploy.evaluate.busy import WHAT, busy_processes
 from ddsm_deploy.evaluate.machine import machine_facts
-from ddsm_deploy.evaluate.pacing import MEMORY_SECONDS, POLICIES, Floats, Record, Schedule, run_paced
+from ddsm_deploy.evaluate.pacing import MEMORY_SECONDS, Floats, Record, Schedule, run_paced
 from ddsm_deploy.images import Image, read_image
+from ddsm_deploy.runtime.flow import POLICIES
 from ddsm_deploy.runtime.gate import OWN_FRAMES, own_frames
 from ddsm_deploy.runtime.segmenter import AUTO, Segmenter
 

@@ -8,7 +8,6 @@ neither grow nor pause. Python's garbage collector is left as it is.
 
 from __future__ import annotations
 
-import collections
 import concurrent.futures
 import dataclasses
 import math
@@ -23,9 +22,8 @@ import numpy.typing as npt
 from ddsm_deploy.evaluate.machine import resident_mb
 from ddsm_deploy.evaluate.worker import WARM_UP_SECONDS
 from ddsm_deploy.images import Image, Labels
+from ddsm_deploy.runtime.mailbox import Mailbox
 from ddsm_deploy.runtime.segmentation import Segmentation
-
-POLICIES = ("latest", "every")
 
 MEMORY_SECONDS = 0.25
 """Time between two looks at the process's memory."""
@@ -59,38 +57,14 @@ class Schedule:
     patience: float = 60.0
 
     @property
+    def capacity(self) -> int | None:
+        """How many frames may wait; None for any number."""
+        return 1 if self.policy == "latest" else None
+
+    @property
     def longest(self) -> float:
         """Seconds from the first frame to the end of all patience."""
         return self.frames / self.rate + self.patience
-
-
-class Inbox:
-    """The frames, by their index, that wait between the camera and the segmenter."""
-
-    def __init__(self, policy: str) -> None:
-        self._waiting: collections.deque[int] = collections.deque(maxlen=1 if policy == "latest" else None)
-        self._changed = threading.Condition()
-        self._closed = False
-
-    def put(self, index: int) -> None:
-        """Adds a frame without ever waiting; under ``latest`` the one that waits gives way."""
-        with self._changed:
-            self._waiting.append(index)
-            self._changed.notify()
-
-    def take(self) -> int | None:
-        """The oldest frame that waits, as soon as there is one; None when no more will come."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._waiting or self._closed)
-            return self._waiting.popleft() if self._waiting else None
-
-    def close(self, *, discard: bool = False) -> None:
-        """No more will come; with `discard` those that wait are given up."""
-        with self._changed:
-            self._closed = True
-            if discard:
-                self._waiting.clear()
-            self._changed.notify_all()
 
 
 class Record:
@@ -203,7 +177,8 @@ def run_paced(segment: Segment, images: Sequence[Image], record: Record, *, warm
         DdsmError: whatever `segment` raised.
     """
     schedule = record.schedule
-    inbox, stop = Inbox(schedule.policy), threading.Event()
+    inbox: Mailbox[int] = Mailbox(schedule.capacity)
+    stop = threading.Event()
 
     def arrive(index: int) -> None:
         now = time.perf_counter()
@@ -242,7 +217,7 @@ def _warm_up(segment: Segment, images: Sequence[Image], runs: int) -> None:
         segment(images[index % len(images)])
 
 
-def _work(inbox: Inbox, segment: Segment, images: Sequence[Image], record: Record) -> None:
+def _work(inbox: Mailbox[int], segment: Segment, images: Sequence[Image], record: Record) -> None:
     """The pipeline that is measured. One that has several frames under way would be another loop like this one."""
     while (index := inbox.take()) is not None:
         record.taken[index] = time.perf_counter()

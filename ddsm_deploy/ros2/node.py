@@ -17,11 +17,11 @@ import numpy.typing as npt
 
 from ddsm_deploy.engines import EngineOptions
 from ddsm_deploy.errors import DdsmError, InputError
-from ddsm_deploy.ros2.mailbox import Mailbox
 from ddsm_deploy.ros2.options import NodeOptions
 from ddsm_deploy.ros2.report import RareReport
 from ddsm_deploy.ros2.statistics import Statistics
 from ddsm_deploy.ros2.status import Status, StatusReport
+from ddsm_deploy.runtime.mailbox import Mailbox
 from ddsm_deploy.runtime.manifest import Identity
 from ddsm_deploy.runtime.pipeline import identity_of
 from ddsm_deploy.runtime.segmentation import Segmentation
@@ -166,7 +166,7 @@ class SegmentationNode:
 
     def finish(self) -> None:
         """Finishes the frame in hand; those that wait are let go."""
-        self._mailbox.close()
+        self._mailbox.close(discard=True)
         if self._thread is not None:
             self._thread.join()
 

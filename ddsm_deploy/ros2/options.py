@@ -6,9 +6,8 @@ import dataclasses
 import re
 
 from ddsm_deploy.errors import ConfigError
+from ddsm_deploy.runtime.flow import POLICIES
 from ddsm_deploy.runtime.segmenter import AUTO
-
-POLICIES = ("latest", "every")
 
 LARGEST_DOMAIN = 232
 """With any larger one, DDS's port numbers leave their range (DDSI-RTPS 2.2, 9.6.1.1)."""

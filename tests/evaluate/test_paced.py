@@ -25,7 +25,7 @@ from ddsm_deploy.errors import BackendError, ConfigError, DdsmError
 from ddsm_deploy.evaluate.baseline import Gate
 from ddsm_deploy.evaluate.busy import busy_processes
 from ddsm_deploy.evaluate.paced import PacedOptions, PacedResult, bench_paced
-from ddsm_deploy.evaluate.pacing import Inbox, Record, Schedule, pace, run_paced
+from ddsm_deploy.evaluate.pacing import Record, Schedule, pace, run_paced
 from ddsm_deploy.images import Image, Labels
 from ddsm_deploy.runtime.segmentation import Segmentation
 
@@ -111,28 +111,6 @@ class TestPace:
         pace(10 + np.arange(100.0), arrive, stop, clock=clock, sleep=clock.sleep)
         assert arrived == [0, 1, 2, 3]
         assert max(clock.naps) <= 0.1  # so a camera of one frame a minute ends as quickly
-
-
-class TestInbox:
-    def test_the_latest_takes_the_place_of_the_one_that_waits(self) -> None:
-        inbox = Inbox("latest")
-        for index in range(3):
-            inbox.put(index)
-        inbox.close()
-        assert [inbox.take(), inbox.take()] == [2, None]
-
-    def test_every_one_waits_its_turn(self) -> None:
-        inbox = Inbox("every")
-        for index in range(3):
-            inbox.put(index)
-        inbox.close()
-        assert [inbox.take() for _ in range(4)] == [0, 1, 2, None]
-
-    def test_those_that_wait_can_be_given_up(self) -> None:
-        inbox = Inbox("every")
-        inbox.put(0)
-        inbox.close(discard=True)
-        assert inbox.take() is None
 
 
 class TestRun:
@@ -314,7 +292,7 @@ class TestBench:
         ({"deadline_ms": 0}, "the deadline is 0 ms"),
         ({"duration": math.inf}, "the duration is inf seconds"),
         ({"rate": 1e6, "duration": 1e6}, "are more than 10000000"),
-        ({"policy": "newest"}, "policy is 'newest'; expected latest or every"),
+        ({"policy": "newest"}, "policy is 'newest'; expected every or latest"),
         ({"load": -1}, "the load is -1 processes"),
         ({"warm_up": -1}, "warm-up is -1 runs"),
         ({"backend": "tflite"}, "backend is 'tflite'; expected one of auto, torch"),

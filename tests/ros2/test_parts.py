@@ -1,16 +1,14 @@
-"""Names, options, the mailbox, counters and rare reports."""
+"""Names, options, counters and rare reports."""
 
 from __future__ import annotations
 
 import importlib.util
-import threading
 import time
 from typing import Any
 
 import pytest
 
 from ddsm_deploy.errors import ConfigError
-from ddsm_deploy.ros2.mailbox import Mailbox
 from ddsm_deploy.ros2.options import NodeOptions
 from ddsm_deploy.ros2.report import RareReport
 from ddsm_deploy.ros2.run import chosen
@@ -48,7 +46,7 @@ def test_the_type_is_guessed_from_the_topic(topic: str, given: bool | None, expe
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
-        ({"policy": "all"}, "policy is 'all'; expected latest or every"),
+        ({"policy": "all"}, "policy is 'all'; expected every or latest"),
         ({"queue": 0}, "queue is 0"),
         ({"domain": 233}, "domain is 233; expected 0 to 232"),
         ({"name": "two words"}, "node name is 'two words'"),
@@ -69,24 +67,6 @@ def test_transports_by_name() -> None:
     assert chosen("auto") == ("rclpy" if importlib.util.find_spec("rclpy") else "cyclonedds")
     with pytest.raises(ConfigError, match="transport is 'zenoh'; expected auto, rclpy or cyclonedds"):
         chosen("zenoh")
-
-
-def test_a_full_mailbox_drops_the_oldest() -> None:
-    mailbox: Mailbox[int] = Mailbox(2)
-    assert [mailbox.put(number) for number in range(4)] == [False, False, True, True]
-    assert [mailbox.take(), mailbox.take()] == [2, 3]
-
-
-def test_closing_a_mailbox_ends_who_waits() -> None:
-    mailbox: Mailbox[int] = Mailbox(1)
-    taken: list[int | None] = []
-    thread = threading.Thread(target=lambda: taken.append(mailbox.take()))
-    thread.start()
-    mailbox.close()
-    thread.join(60)
-    assert taken == [None]
-    assert not mailbox.put(1)
-    assert mailbox.take() is None
 
 
 def test_latency_counts_from_the_arrival() -> None:

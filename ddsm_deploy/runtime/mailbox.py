@@ -1,4 +1,4 @@
-"""Where frames wait: a bounded hand-over from the thread that receives them to the one that works on them."""
+"""Where frames wait: a hand-over from the thread that receives them to the one that works on them."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ class Mailbox(Generic[Item]):
     """A queue that never makes its sender wait: where it is full, the oldest item gives way.
 
     Args:
-        capacity: items that may wait, at least 1.
+        capacity: items that may wait, at least 1; None for any number.
     """
 
-    def __init__(self, capacity: int) -> None:
+    def __init__(self, capacity: int | None) -> None:
         self._items: collections.deque[Item] = collections.deque()
         self._capacity = capacity
         self._changed = threading.Condition()
@@ -35,14 +35,15 @@ class Mailbox(Generic[Item]):
             return full
 
     def take(self) -> Item | None:
-        """The oldest item, waiting for one; None once closed."""
+        """The oldest item, as soon as there is one; None when no more will come."""
         with self._changed:
             self._changed.wait_for(lambda: self._items or self._closed)
-            return None if self._closed else self._items.popleft()
+            return self._items.popleft() if self._items else None
 
-    def close(self) -> None:
-        """Drops what waits, and ends every `take`."""
+    def close(self, *, discard: bool = False) -> None:
+        """No more will come; with `discard` those that wait are given up."""
         with self._changed:
             self._closed = True
-            self._items.clear()
+            if discard:
+                self._items.clear()
             self._changed.notify_all()
