@@ -15,7 +15,7 @@ from ddsm_deploy.bundlefile import BUNDLE_FILE, BUNDLE_FORMAT, describe, read_bu
 from ddsm_deploy.bundlefile import KINDS as BUNDLE_KINDS
 from ddsm_deploy.endpoint import SUFFIX, Endpoint, is_url, read_endpoint, record_endpoint
 from ddsm_deploy.errors import ArtifactError
-from ddsm_deploy.onnxfile import external_files, read_spec
+from ddsm_deploy.onnxfile import read_outline, read_spec
 from ddsm_deploy.spec import METADATA_KEY, ModelSpec
 
 __all__ = [
@@ -235,7 +235,7 @@ def _bundle(folder: Path) -> Artifact:
     found: list[tuple[str, Artifact]] = []
     for member in bundle.members:
         path = folder / member.file
-        spec = spec_of(member.kind, path)
+        spec, outside = read_outline(path) if member.kind == "onnx" else (spec_of(member.kind, path), ())
         stated = (member.precision, member.target)
         written = (spec.precision, spec.provenance.get("target", ""))
         if written != stated:
@@ -243,10 +243,9 @@ def _bundle(folder: Path) -> Artifact:
                 f"{record}: says that {member.file} is {describe(member.kind, *stated)}, but the file itself says "
                 f"{describe(member.kind, *written)}; refused"
             )
-        if member.kind == "onnx" and (outside := external_files(path)):
-            raise ArtifactError(
-                f"{path}: its weights lie in {outside[0]}, which no sha256 of the bundle covers; refused"
-            )
+        for file in outside:
+            if file not in bundle.files:
+                raise ArtifactError(f"{path}: its weights lie in {file}, which no sha256 of the bundle covers; refused")
         found.append((member.kind, Artifact(bundle.name, spec, {member.kind: path})))
     found.sort(key=lambda pair: list(KINDS).index(pair[0]))  # onnx before checkpoint; otherwise in the record's order
     reference = [(k, a) for k, a in found if a.spec.precision == "fp32" and not a.target] or found[:1]

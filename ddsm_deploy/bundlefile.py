@@ -1,12 +1,13 @@
 """The bundle on disk: its record ``bundle.json``, the check of every member, and reading it from a zip.
 
-    {"format": 2, "name": "ddsm-lite0", "artifacts": [
+    {"format": 3, "name": "ddsm-lite0", "weights": "model.weights", "weights_sha256": "…", "artifacts": [
         {"file": "model.onnx", "kind": "onnx", "precision": "fp32", "sha256": "…"},
         {"file": "model.int8.onnx", "kind": "onnx", "precision": "int8", "target": "openvino", "sha256": "…"},
         {"file": "model.fp16.engine", "kind": "engine", "precision": "fp16", "target": "tensorrt", "sha256": "…",
          "record": "model.fp16.engine.json", "record_sha256": "…"}]}
 
-Kind, precision and target together name a member. Format 1 had neither targets nor engines.
+Kind, precision and target together name a member. The weights are a file that the ONNX members share (see
+`onnxweights`). Format 2 had none; format 1 had neither targets nor engines.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from ddsm_deploy.errors import ArtifactError
 from ddsm_deploy.spec import PRECISIONS, sha256_of
 
 BUNDLE_FILE = "bundle.json"
-BUNDLE_FORMAT = 2
+BUNDLE_FORMAT = 3
 
 KINDS = {"onnx": ".onnx", "checkpoint": ".safetensors", "engine": ".engine"}
 """Kinds of file a model comes in, each with its suffix."""
@@ -104,16 +105,24 @@ class Bundle:
     Attributes:
         name: the model's.
         members: at least one; the first is what runs where nothing is asked for, unless one of fp32 is there.
+        weights: the file in which ONNX members have weights; empty where there is none.
+        weights_sha256: of its bytes.
     """
 
     name: str
     members: tuple[Member, ...]
+    weights: str = ""
+    weights_sha256: str = ""
 
     def __post_init__(self) -> None:
         if not self.members:
             raise ArtifactError("it lists no artefact")
+        if not (isinstance(self.weights, str) and isinstance(self.weights_sha256, str)):
+            raise ArtifactError(f"its weights are {self.weights!r} of sha256 {self.weights_sha256!r}, not texts")
+        if self.weights and not _is_plain(self.weights):
+            raise ArtifactError(f"it refers to {self.weights!r} outside the bundle; refused")
         keys: set[tuple[str, str, str]] = set()
-        files: set[str] = set()
+        files = {self.weights}
         for member in self.members:
             if member.key in keys:
                 raise ArtifactError(f"it lists two of {describe(*member.key)}; expected one each")
@@ -122,11 +131,19 @@ class Bundle:
             keys.add(member.key)
             files |= member.files.keys()
 
+    @property
+    def files(self) -> dict[str, str]:
+        """Names of all files but the record, each with its sha256."""
+        files = {name: digest for member in self.members for name, digest in member.files.items()}
+        return files | ({self.weights: self.weights_sha256} if self.weights else {})
+
     def to_json(self) -> str:
         """The text of ``bundle.json``: equal records give equal bytes."""
+        weights = {"weights": self.weights, "weights_sha256": self.weights_sha256}
         fields = {
             "format": BUNDLE_FORMAT,
             "name": self.name,
+            **(weights if self.weights else {}),
             "artifacts": [member.to_json() for member in self.members],
         }
         return json.dumps(fields, indent=2, ensure_ascii=False) + "\n"
@@ -138,10 +155,10 @@ def describe(kind: str, precision: str, target: str = "") -> str:
 
 
 def read_bundle(folder: Path) -> Bundle:
-    """Reads ``bundle.json`` of a folder and checks every member against its sha256.
+    """Reads ``bundle.json`` of a folder and checks every file that it lists against its sha256.
 
     Raises:
-        ArtifactError: there is none, it is not a record, or a member is missing, damaged or outside the folder.
+        ArtifactError: there is none, it is not a record, or a file is missing, damaged or outside the folder.
     """
     record = folder / BUNDLE_FILE
     try:
@@ -151,9 +168,8 @@ def read_bundle(folder: Path) -> Bundle:
     except (OSError, ValueError) as exc:
         raise ArtifactError(f"{record}: can't be read ({getattr(exc, 'strerror', None) or exc})") from exc
     bundle = parse_bundle(data, source=str(record))
-    for member in bundle.members:
-        for name, digest in member.files.items():
-            _check(folder / name, digest)
+    for name, digest in bundle.files.items():
+        _check(folder / name, digest)
     return bundle
 
 
@@ -169,7 +185,8 @@ def parse_bundle(data: bytes, *, source: str) -> Bundle:
         if form not in range(1, BUNDLE_FORMAT + 1):
             raise ArtifactError(f"format {form}; this version reads up to {BUNDLE_FORMAT}; update ddsm-deploy")
         members = tuple(_member(entry) for entry in fields["artifacts"])
-        return Bundle(name=str(fields["name"]), members=members)
+        weights = {name: fields[name] for name in ("weights", "weights_sha256") if name in fields}
+        return Bundle(name=str(fields["name"]), members=members, **weights)
     except ArtifactError as exc:
         raise ArtifactError(f"{source}: {exc}") from exc
     except (RecursionError, ValueError, TypeError, KeyError, AttributeError) as exc:
@@ -244,7 +261,7 @@ def _unpack(archive: zipfile.ZipFile, prefix: str, data: bytes, bundle: Bundle, 
     path = archive.filename
     entries = {info.filename: info for info in archive.infolist()}
     wanted: dict[str, zipfile.ZipInfo] = {}
-    for name in (name for member in bundle.members for name in member.files):
+    for name in bundle.files:
         if prefix + name not in entries:
             raise ArtifactError(f"{path}: {name} is missing in the zip; fetch it again")
         wanted[name] = entries[prefix + name]

@@ -9,6 +9,7 @@ Source: onnx/onnx.proto (field numbers), protobuf.dev/programming-guides/encodin
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -48,10 +49,20 @@ def read_spec(path: str | Path) -> ModelSpec:
     Raises:
         ArtifactError: as `read_metadata`, or the file was not made by ``ddsm export``.
     """
-    metadata = read_metadata(path)
+    return read_outline(path)[0]
+
+
+def read_outline(path: str | Path) -> tuple[ModelSpec, tuple[str, ...]]:
+    """The spec of a deployed model, and what `external_files` gives, in one walk.
+
+    Raises:
+        ArtifactError: as `read_spec`.
+    """
+    with walking(path) as walk:
+        metadata, external = walk.entries, tuple(sorted(walk.external))
     if METADATA_KEY not in metadata:
         raise ArtifactError(f"{path}: an ONNX file, but not made by `ddsm export` (no {METADATA_KEY} in its metadata)")
-    return ModelSpec.from_json(metadata[METADATA_KEY], source=str(path))
+    return ModelSpec.from_json(metadata[METADATA_KEY], source=str(path)), external
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
@@ -61,7 +72,8 @@ def read_metadata(path: str | Path) -> dict[str, str]:
         ArtifactError: missing, empty, cut short, not ONNX at all, or its weights lie in a file that is missing, too
             short, or outside the model's folder.
     """
-    return _walk(Path(path))[0]
+    with walking(path) as walk:
+        return walk.entries
 
 
 def external_files(path: str | Path) -> tuple[str, ...]:
@@ -70,17 +82,24 @@ def external_files(path: str | Path) -> tuple[str, ...]:
     Raises:
         ArtifactError: as `read_metadata`.
     """
-    return tuple(sorted(_walk(Path(path))[1]))
+    with walking(path) as walk:
+        return tuple(sorted(walk.external))
 
 
-def _walk(path: Path) -> tuple[dict[str, str], set[str]]:
+@contextlib.contextmanager
+def walking(path: str | Path) -> Iterator[Walk]:
+    """The finished walk over a file whose bytes stay open.
+
+    Raises:
+        ArtifactError: as `read_metadata`.
+    """
+    path = Path(path)
     try:
         with path.open("rb") as file:
             if path.stat().st_size == 0:
                 raise ArtifactError(f"{path}: the file is empty")
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                walk = _Walk(path, data)
-                return walk.metadata(), walk.external
+                yield Walk(path, data)
     except (OSError, ValueError) as exc:  # ValueError: a path with a null byte
         raise ArtifactError(f"{path}: can't be read ({getattr(exc, 'strerror', None) or exc})") from exc
 
@@ -89,17 +108,28 @@ class _DamagedError(Exception):
     """The bytes are no message of the expected kind; the text says what is wrong."""
 
 
-class _Walk:
-    """One walk over one file's bytes, with a budget of fields."""
+class Walk:
+    """One walk over one file's bytes, with a budget of fields.
+
+    Attributes:
+        entries: the model's metadata.
+        external: files beside it that hold tensors of it, each with how many of its bytes are needed.
+        outside: how many tensors those are.
+    """
 
     def __init__(self, path: Path, data: mmap.mmap) -> None:
         self.path = path
         self.data = data
         self.budget = MAX_FIELDS
         self.met: set[int] = set()  # fields of the model met so far
-        self.external: set[str] = set()
+        self.external: dict[str, int] = {}
+        self.outside = 0
+        self.entries = self._metadata()
+        for location, needed in self.external.items():
+            _check_external(path, location, needed)
+        self.budget = MAX_FIELDS  # for who goes on from here
 
-    def metadata(self) -> dict[str, str]:
+    def _metadata(self) -> dict[str, str]:
         try:
             found = self.walk("model", 0, len(self.data), depth=0)
             if not {_GRAPH, _OPSET_IMPORT} <= self.met:
@@ -130,8 +160,9 @@ class _Walk:
                 continue
             below = self.walk(child, first, last, depth=depth + 1)
             if child == "tensor" and below:
-                check_external(self.path, below)
-                self.external.add(below["location"])
+                location = below.get("location", "")
+                self.external[location] = max(self.external.get(location, 0), sum(extent(self.path, below)))
+                self.outside += 1
         return entries
 
     def entry(self, start: int, end: int) -> tuple[str, str]:
@@ -151,17 +182,20 @@ class _Walk:
             self.budget -= 1
             if self.budget < 0:
                 raise _DamagedError(f"more than {MAX_FIELDS} fields")
-            tag, at = self.varint(at, end)
+            tag = self.data[at]
+            tag, at = (
+                (tag, at + 1) if tag < 0x80 else self.varint(at, end)
+            )  # one byte, mostly: then in a third less time
             field, wire = tag >> 3, tag & 7
             first = at
             match wire:
+                case 2:
+                    length, first = self.varint(at, end)
+                    at = first + length
                 case 0:
                     _, at = self.varint(at, end)
                 case 1:
                     at += 8
-                case 2:
-                    length, first = self.varint(at, end)
-                    at = first + length
                 case 5:
                     at += 4
                 case _:
@@ -185,17 +219,32 @@ class _Walk:
         raise _DamagedError(f"the number before byte {at} is too long")
 
 
-def check_external(model: Path, entries: Mapping[str, str]) -> None:
-    """Refuses a tensor's external data unless it is a file in the model's folder (or below) that is long enough.
+def extent(model: Path, entries: Mapping[str, str]) -> tuple[int, int]:
+    """Where a tensor's external data starts in its file, and how long it is; 0 where it does not say.
 
     Args:
         model: the ONNX file.
         entries: the tensor's ``location``, ``offset`` and ``length``.
 
     Raises:
+        ArtifactError: they are no such numbers.
+    """
+    try:
+        start, length = int(entries.get("offset") or 0), int(entries.get("length") or 0)
+    except ValueError as exc:
+        location = entries.get("location", "")
+        raise ArtifactError(f"{model}: damaged (offset or length of {location!r} is not a number)") from exc
+    if start < 0 or length < 0:
+        raise ArtifactError(f"{model}: damaged (offset {start} and length {length} of a tensor's data)")
+    return start, length
+
+
+def _check_external(model: Path, location: str, needed: int) -> None:
+    """Refuses external data unless it is a file in the model's folder (or below) of at least `needed` bytes.
+
+    Raises:
         ArtifactError: the location is absolute, climbs out (also through a symbolic link), or the data isn't there.
     """
-    location = entries.get("location", "")
     parts = {*PurePosixPath(location).parts, *PureWindowsPath(location).parts}
     absolute = PurePosixPath(location).is_absolute() or PureWindowsPath(location).anchor
     folder = model.parent.resolve()
@@ -208,10 +257,9 @@ def check_external(model: Path, entries: Mapping[str, str]) -> None:
     if not target.is_relative_to(folder):
         raise ArtifactError(f"{model}: refers to {location!r}, a link that leaves its folder; refused")
     if not target.is_file():
-        raise ArtifactError(f"{model}: its weights file {location!r} is missing")
-    try:
-        needed = int(entries.get("offset") or 0) + int(entries.get("length") or 0)
-    except ValueError as exc:
-        raise ArtifactError(f"{model}: damaged (offset or length of {location!r} is not a number)") from exc
-    if not 0 <= needed <= target.stat().st_size:
-        raise ArtifactError(f"{model}: its weights file {location!r} is cut short ({needed} bytes needed)")
+        raise ArtifactError(
+            f"{model}: its weights lie in {location!r}, which is missing beside it; copy that too, or make one file of "
+            f"both where they are: ddsm bundle WHOLE.onnx {model.name}"
+        )
+    if needed > (size := target.stat().st_size):
+        raise ArtifactError(f"{model}: its weights file {location!r} is cut short ({size} bytes, {needed} needed)")

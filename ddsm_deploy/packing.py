@@ -1,25 +1,31 @@
 """Putting the files of one model into a bundle: what can be told apart is told apart, the rest is checked on opening.
 
+Each tensor is in a bundle once: its ONNX files share one file of weights, and the checkpoint where that holds the same
+bytes (see `onnxweights`).
+
 Needs no runtime, no torch and no ONNX package.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import os
 import re
 import shutil
+import tempfile
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from ddsm_deploy.artifact import BUNDLE_SUFFIX, Artifact, differences, resolve
 from ddsm_deploy.bundlefile import BUNDLE_FILE, KINDS, Bundle, Member, describe, parse_bundle
 from ddsm_deploy.enginefile import read_record, record_path
 from ddsm_deploy.errors import ArtifactError, ConfigError, InputError
-from ddsm_deploy.onnxfile import external_files
+from ddsm_deploy.files import replacing, writing
+from ddsm_deploy.onnxweights import SharedWeights, checkpoint_regions, copy_whole, model_sha256
 from ddsm_deploy.spec import sha256_of
+
+WEIGHTS = "model.weights"
+"""What the ONNX files of a bundle share."""
 
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time that a zip can state
 
@@ -31,7 +37,7 @@ class BundleReport:
     Attributes:
         path: the folder or the zip.
         bundle: its record.
-        bytes: of all members together.
+        bytes: of all files but the record.
     """
 
     path: Path
@@ -41,17 +47,24 @@ class BundleReport:
 
 @dataclasses.dataclass(frozen=True)
 class _Part:
-    """One file on its way into a bundle: where it is, and its entry there."""
+    """One file on its way into a bundle: where it is, what it is, and which model (see `model_sha256`)."""
 
     path: Path
-    member: Member
+    kind: str
     artifact: Artifact
+    sha256: str
 
     @property
-    def files(self) -> dict[str, Path]:
-        """Name in the bundle -> file."""
-        both = {self.member.file: self.path, self.member.record: record_path(self.path)}
-        return {name: path for name, path in both.items() if name}
+    def key(self) -> tuple[str, str, str]:
+        """What names it among the members."""
+        return self.kind, self.artifact.spec.precision, self.artifact.target
+
+    @property
+    def file(self) -> str:
+        """Its name in the bundle."""
+        _, precision, target = self.key
+        forms = [precision, target] if (precision, target) != ("fp32", "") else []
+        return ".".join(["model", *filter(None, forms)]) + KINDS[self.kind]
 
 
 def make_bundle(output: str | Path, sources: Sequence[str | Path], *, name: str | None = None) -> BundleReport:
@@ -76,17 +89,43 @@ def make_bundle(output: str | Path, sources: Sequence[str | Path], *, name: str 
         raise InputError(f"{output}: is a {'folder' if zipped else 'file'}; name a folder, or a file that ends in .zip")
     parts = _gather(sources)
     _check_one_model(parts)
-    bundle = Bundle(name=name, members=tuple(part.member for part in parts))
-    files = {file: path for part in parts for file, path in part.files.items()}
-    total = sum(path.stat().st_size for path in files.values())
+    place = output.parent if zipped else output
     try:
-        if zipped:
-            _write_zip(output, bundle, files)
-        else:
-            _write_folder(output, bundle, files)
+        place.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{output.name}.", suffix=".part", dir=place) as temporary:
+            stage = Path(temporary)  # all is made in there first, so that a bundle can be extended in its own place
+            bundle = _fill(stage, parts, name)
+            total = sum((stage / file).stat().st_size for file in bundle.files)
+            if zipped:
+                _zip(stage, bundle).replace(output)
+            else:
+                _move(stage, bundle, output)
     except OSError as exc:
         raise InputError(f"{output}: can't be written ({exc.strerror or exc})") from exc
     return BundleReport(output, bundle, total)
+
+
+def write_whole(output: str | Path, source: str | Path) -> int:
+    """Writes one ONNX file of a bundle so that it stands alone, and returns its size in bytes.
+
+    Args:
+        output: the file.
+        source: an ONNX file, or a bundle that holds only one.
+
+    Raises:
+        ConfigError: the source is, or holds, other than one ONNX file.
+        ArtifactError: the source is damaged.
+        InputError: the output can't be written.
+    """
+    artifact = resolve(source)
+    found = [part.files["onnx"] for part in artifact.parts() if "onnx" in part.files]
+    if len(found) != 1:
+        names = f" ({', '.join(map(str, found))})" if found else ""
+        raise ConfigError(f"{source} holds {len(found)} ONNX files{names}; name one")
+    with replacing(Path(output)) as temporary:
+        with writing(Path(output)):
+            copy_whole(found[0], temporary)
+        return temporary.stat().st_size
 
 
 def _gather(sources: Sequence[str | Path]) -> list[_Part]:
@@ -94,37 +133,23 @@ def _gather(sources: Sequence[str | Path]) -> list[_Part]:
     for source in sources:
         for artifact in resolve(source).parts():
             part = _part(artifact)
-            other = parts.setdefault(part.member.key, part)
-            if other.member.sha256 != part.member.sha256:
+            other = parts.setdefault(part.key, part)
+            if other.sha256 != part.sha256:
                 raise ConfigError(
-                    f"{other.path} and {part.path} are both {describe(*part.member.key)}; a bundle holds one each"
+                    f"{other.path} and {part.path} are both {describe(*part.key)}; a bundle holds one each"
                 )
     if not parts:
         raise ConfigError("nothing to put into a bundle; name at least one model file")
     order = list(KINDS)
     # the reference first, so that a bundle of equal members is equal however they were named
-    return sorted(
-        parts.values(),
-        key=lambda p: (p.member.precision != "fp32" or bool(p.member.target), order.index(p.member.kind), p.member.key),
-    )
+    return sorted(parts.values(), key=lambda p: (p.key[1:] != ("fp32", ""), order.index(p.kind), p.key))
 
 
 def _part(artifact: Artifact) -> _Part:
     ((kind, path),) = artifact.files.items()
     if kind not in KINDS:
         raise ArtifactError(f"{path}: a served model; a bundle takes files that run by themselves")
-    precision, target = artifact.spec.precision, artifact.target
-    if kind == "onnx" and (outside := external_files(path)):
-        raise ArtifactError(f"{path}: its weights lie in {outside[0]}; a bundle takes only files that are whole")
-    plain = precision == "fp32" and not target
-    file = ".".join(["model", *([] if plain else [precision]), *([target] if target else [])]) + KINDS[kind]
-    record = (
-        {"record": record_path(Path(file)).name, "record_sha256": sha256_of(record_path(path))}
-        if kind == "engine"
-        else {}
-    )
-    member = Member(file=file, kind=kind, precision=precision, target=target, sha256=sha256_of(path), **record)
-    return _Part(path, member, artifact)
+    return _Part(path, kind, artifact, model_sha256(path))
 
 
 def _check_one_model(parts: Sequence[_Part]) -> None:
@@ -158,25 +183,46 @@ def _lineage(part: _Part) -> set[str]:
         for key, value in facts.items()
         if key.endswith("sha256") and not key.startswith("calibration") and re.fullmatch("[0-9a-fA-F]{64}", value)
     }
-    if part.member.kind == "engine":
+    if part.kind == "engine":
         record = read_record(part.path)
         made_from |= {record.onnx_sha256, record.graph_sha256}
-    return {part.member.sha256, *made_from}
+    return {part.sha256, *made_from}
 
 
-def _write_folder(folder: Path, bundle: Bundle, files: dict[str, Path]) -> None:
-    """Copies all files in under temporary names first, so that a bundle can be extended in its own place."""
-    folder.mkdir(parents=True, exist_ok=True)
+def _fill(stage: Path, parts: Sequence[_Part], name: str) -> Bundle:
+    """Writes all files of a bundle into an empty folder."""
+    weights = SharedWeights(stage / WEIGHTS)
+    for part in parts:
+        if part.kind == "checkpoint":
+            weights.lend(part.file, checkpoint_regions(part.path))
+    members = []
+    for part in parts:
+        file, record = stage / part.file, {}
+        if part.kind == "onnx":
+            weights.add(part.path, file)
+        else:
+            shutil.copyfile(part.path, file)
+        if part.kind == "engine":
+            shutil.copyfile(record_path(part.path), record_path(file))
+            record = {"record": record_path(file).name, "record_sha256": sha256_of(record_path(file))}
+        kind, precision, target = part.key
+        members.append(
+            Member(file=file.name, kind=kind, precision=precision, target=target, sha256=sha256_of(file), **record)
+        )
+    shared = {"weights": WEIGHTS, "weights_sha256": sha256_of(weights.path)} if weights.path.exists() else {}
+    bundle = Bundle(name=name, members=tuple(members), **shared)
+    (stage / BUNDLE_FILE).write_text(bundle.to_json(), encoding="utf-8")
+    return bundle
+
+
+def _move(stage: Path, bundle: Bundle, folder: Path) -> None:
+    """Puts the files in place of those of the bundle that is there."""
     stale = _listed(folder)
-    with _temporaries(folder) as temporary:
-        for name, path in files.items():
-            shutil.copyfile(path, temporary(name))
-        temporary(BUNDLE_FILE).write_text(bundle.to_json(), encoding="utf-8")
-        (folder / BUNDLE_FILE).unlink(missing_ok=True)  # a folder without it is no bundle
-        for name in stale - files.keys():
-            (folder / name).unlink(missing_ok=True)
-        for name in (*files, BUNDLE_FILE):
-            temporary(name).replace(folder / name)
+    (folder / BUNDLE_FILE).unlink(missing_ok=True)  # a folder without it is no bundle
+    for name in stale - bundle.files.keys():
+        (folder / name).unlink(missing_ok=True)
+    for name in (*bundle.files, BUNDLE_FILE):
+        (stage / name).replace(folder / name)
 
 
 def _listed(folder: Path) -> set[str]:
@@ -185,19 +231,17 @@ def _listed(folder: Path) -> set[str]:
         bundle = parse_bundle((folder / BUNDLE_FILE).read_bytes(), source=BUNDLE_FILE)
     except (OSError, ArtifactError):
         return set()
-    return {name for member in bundle.members for name in member.files}
+    return set(bundle.files)
 
 
-def _write_zip(path: Path, bundle: Bundle, files: dict[str, Path]) -> None:
+def _zip(stage: Path, bundle: Bundle) -> Path:
     """Stored, not deflated: weights hardly shrink, and deflate's bytes differ between versions of zlib."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with _temporaries(path.parent) as temporary:
-        with zipfile.ZipFile(temporary(path.name), "x", strict_timestamps=True) as archive:
-            archive.writestr(_entry(BUNDLE_FILE), bundle.to_json())
-            for name, source in files.items():
-                with source.open("rb") as reading, archive.open(_entry(name), "w", force_zip64=True) as writing:
-                    shutil.copyfileobj(reading, writing, 1 << 20)
-        temporary(path.name).replace(path)
+    path = stage / "bundle.zip"
+    with zipfile.ZipFile(path, "x", strict_timestamps=True) as archive:
+        for name in (BUNDLE_FILE, *bundle.files):
+            with (stage / name).open("rb") as reading, archive.open(_entry(name), "w", force_zip64=True) as entry:
+                shutil.copyfileobj(reading, entry, 1 << 20)
+    return path
 
 
 def _entry(name: str) -> zipfile.ZipInfo:
@@ -205,19 +249,3 @@ def _entry(name: str) -> zipfile.ZipInfo:
     info.create_system = 3  # Unix, wherever it is written
     info.external_attr = 0o644 << 16
     return info
-
-
-@contextlib.contextmanager
-def _temporaries(folder: Path) -> Iterator[Callable[[str], Path]]:
-    """A function from a file's name to a temporary path beside it; what is left of those is removed at the end."""
-    made: set[Path] = set()
-
-    def temporary(name: str) -> Path:
-        made.add(path := folder / f".{name}.{os.getpid()}.part")
-        return path
-
-    try:
-        yield temporary
-    finally:
-        for path in made:
-            path.unlink(missing_ok=True)

@@ -18,7 +18,7 @@ LAYERS = (
     ("errors",),
     ("spec", "cache", "files"),
     ("images", "onnxfile", "enginefile", "bundlefile", "endpoint"),
-    ("datasets", "artifact", "parity", "streams"),
+    ("datasets", "artifact", "onnxweights", "parity", "streams"),
     ("kernels",),
     ("model", "packing", "frames"),
     ("export", "engines", "train"),
@@ -176,7 +176,7 @@ def test_no_path_of_one_machine_in_the_repository() -> None:
     found = []
     for name in listed.stdout.splitlines():
         file = REPO / name
-        if file.suffix in {".png", ".jpg", ".onnx", ".safetensors"} or not file.is_file():
+        if file.suffix in {".png", ".jpg", ".onnx", ".safetensors", ".weights"} or not file.is_file():
             continue
         for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
             starts = (line.find(folder) for folder in folders if folder in line)

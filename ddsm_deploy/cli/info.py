@@ -62,7 +62,8 @@ def _model_record(artifact: Artifact) -> dict[str, Any]:
 
 
 def _file_record(part: Artifact) -> dict[str, Any]:
-    from ddsm_deploy.spec import sha256_of
+    from ddsm_deploy.onnxfile import external_files
+    from ddsm_deploy.onnxweights import model_sha256
 
     ((kind, path),) = part.files.items()
     record: dict[str, Any] = {
@@ -71,9 +72,11 @@ def _file_record(part: Artifact) -> dict[str, Any]:
         "target": part.target,
         "file": str(path),
         "bytes": path.stat().st_size,
-        "sha256": sha256_of(path),
+        "sha256": model_sha256(path),
         "parity": {key: text for key, text in sorted(part.spec.provenance.items()) if key.startswith("parity.")},
     }
+    if kind == "onnx":
+        record["weights"] = list(external_files(path))
     if kind == "engine":
         import json
 
@@ -169,10 +172,11 @@ def _show_file(entry: dict[str, Any], file: TextIO) -> None:
     from ddsm_deploy.bundlefile import describe
 
     print(file=file)
+    shared = f", weights in {', '.join(entry['weights'])}" if entry.get("weights") else ""
     rows = {
         describe(
             entry["kind"], entry["precision"], entry["target"]
-        ): f"{entry['file']} ({entry['bytes'] / 1e6:.1f} MB)",
+        ): f"{entry['file']} ({entry['bytes'] / 1e6:.1f} MB{shared})",
         "  sha256": entry["sha256"],
     }
     rows |= {f"  {key}": text for key, text in entry["parity"].items()}

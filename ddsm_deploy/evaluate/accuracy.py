@@ -19,8 +19,8 @@ from ddsm_deploy.engines import in_words
 from ddsm_deploy.errors import InputError
 from ddsm_deploy.evaluate.metrics import BOUNDARY_TOLERANCE, BoundaryScore, ConfusionMatrix, Fractions
 from ddsm_deploy.images import Image, Labels, read_image
+from ddsm_deploy.onnxweights import model_sha256
 from ddsm_deploy.runtime.segmenter import Segmenter
-from ddsm_deploy.spec import sha256_of
 
 _READERS = 2
 _AHEAD = 4  # pairs decoded before they are needed: bounds the memory
@@ -120,7 +120,7 @@ def evaluate(
         )
     return EvalResult(
         model=segmenter.spec.name,
-        sha256=sha256_of(segmenter.file) if segmenter.file else None,
+        sha256=model_sha256(segmenter.file) if segmenter.file else None,
         backend=segmenter.backend,
         precision=segmenter.precision,
         sampling=segmenter.sampling,

@@ -5,11 +5,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+import tempfile
 from pathlib import Path
 
-from ddsm_deploy.bundlefile import BUNDLE_FILE, Bundle, Member
+from ddsm_deploy.artifact import BUNDLE_SUFFIX
+from ddsm_deploy.errors import InputError
 from ddsm_deploy.export.onnx import ExportOptions, ExportReport, export_onnx
-from ddsm_deploy.files import replacing, writing
+from ddsm_deploy.files import writing
 from ddsm_deploy.model.checkpoint import load_checkpoint, save_checkpoint
 from ddsm_deploy.packing import make_bundle
 from ddsm_deploy.spec import sha256_of
@@ -24,8 +27,7 @@ def write_bundle(checkpoint: str | Path, folder: str | Path, *, name: str, optio
     """Writes a model's checkpoint and its deployed ONNX into one folder, with ``bundle.json``.
 
     With ``options.weights == "fp16"`` the checkpoint is rewritten with float16 storage first (see `save_checkpoint`),
-    and the ONNX file is made from that, so the two hold the same weights. ``bundle.json`` is written last: a folder
-    without it is no bundle.
+    and the ONNX file is made from that, so the two hold the same weights, and the bundle holds them once.
 
     Args:
         checkpoint: what to bundle.
@@ -33,23 +35,23 @@ def write_bundle(checkpoint: str | Path, folder: str | Path, *, name: str, optio
         name: the model's name, in the bundle and in the spec of both files.
         options: of the export.
 
+    Returns:
+        Of the export. Size and sha256 are the self-contained file's: in the folder its weights lie beside it.
+
     Raises:
-        InputError: the folder can't be written.
+        InputError: the folder can't be written, or is named like a zip.
         DdsmError: whatever `export_onnx` raises.
     """
     folder = Path(folder)
     network, spec = load_checkpoint(checkpoint)
     spec = spec.replace(name=name).with_provenance(trained_sha256=sha256_of(checkpoint))
-    record = folder / BUNDLE_FILE
+    if folder.suffix.lower() == BUNDLE_SUFFIX:
+        raise InputError(f"{folder}: expected a folder's name; `ddsm bundle` makes a zip of a folder")
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        record.unlink(missing_ok=True)
-    save_checkpoint(folder / CHECKPOINT, network, spec, half=options.weights == "fp16")
-    report = export_onnx(folder / CHECKPOINT, folder / ONNX, options)
-    members = tuple(
-        Member(file=file, kind=kind, precision="fp32", sha256=sha256_of(folder / file))
-        for kind, file in (("onnx", ONNX), ("checkpoint", CHECKPOINT))
-    )
-    with replacing(record) as temporary, writing(record):
-        temporary.write_text(Bundle(name=name, members=members).to_json(), encoding="utf-8")
-    return report
+    with tempfile.TemporaryDirectory() as temporary:
+        half, onnx = Path(temporary, CHECKPOINT), Path(temporary, ONNX)
+        save_checkpoint(half, network, spec, half=options.weights == "fp16")
+        report = export_onnx(half, onnx, options)
+        make_bundle(folder, [onnx, half], name=name)
+    return dataclasses.replace(report, path=folder / ONNX)

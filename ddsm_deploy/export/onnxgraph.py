@@ -14,6 +14,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, inliner, numpy_help
 
 from ddsm_deploy.errors import ArtifactError
 from ddsm_deploy.onnxfile import SAMPLING_DOMAIN, SAMPLING_OP, read_spec
+from ddsm_deploy.onnxweights import read_whole
 from ddsm_deploy.spec import METADATA_KEY, ModelSpec
 
 Graph = ModelProto
@@ -28,7 +29,7 @@ def load_graph(path: str | Path) -> ModelProto:
     """
     read_spec(path)
     try:
-        return onnx.load(str(path))
+        return onnx.load_from_string(read_whole(path))
     except (DecodeError, OSError, ValueError) as exc:
         raise ArtifactError(f"{path}: can't be read as ONNX ({exc})") from exc
 

@@ -26,6 +26,7 @@ from ddsm_deploy.export.onnxgraph import Graph, load_graph, save_graph
 from ddsm_deploy.export.sampling_function import inline_sampling
 from ddsm_deploy.export.tensorrt import builder, guard, log
 from ddsm_deploy.export.tensorrt.plugingraph import plugin_graph, sampling_nodes
+from ddsm_deploy.onnxweights import model_sha256
 from ddsm_deploy.optimize.buildoptions import BuildOptions, check_options, check_profile
 from ddsm_deploy.optimize.graphparity import Side, compare, frames_for
 from ddsm_deploy.parity import ParityBudget, ParityResult
@@ -128,7 +129,7 @@ def build_engine(
             target=options.target,
             version=built.version,
             spec=spec,
-            onnx_sha256=sha256_of(source.part.file("onnx")),
+            onnx_sha256=model_sha256(source.part.file("onnx")),
             graph_sha256=sha256_of(onnx),
             **_machine(options),
             inputs=built.inputs,

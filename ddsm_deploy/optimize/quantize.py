@@ -20,6 +20,7 @@ from ddsm_deploy.export.qdq import SCHEMES, WEIGHT_BITS, Layer, layers
 from ddsm_deploy.export.sampling_function import inline_sampling
 from ddsm_deploy.files import replacing, writing
 from ddsm_deploy.frames import FrameList
+from ddsm_deploy.onnxweights import model_sha256
 from ddsm_deploy.optimize.calibration import METHODS, Progress, ranges_of
 from ddsm_deploy.optimize.material import Material, check_frames
 from ddsm_deploy.optimize.sensitivity import Judge, Search, Searcher, search
@@ -212,7 +213,7 @@ def quantize(
                 calibration,
                 method=options.method,
                 percentile=options.percentile,
-                fingerprint=hashlib.sha256(f"{sha256_of(source)} {fingerprint}".encode()).hexdigest(),
+                fingerprint=hashlib.sha256(f"{model_sha256(source)} {fingerprint}".encode()).hexdigest(),
                 threads=options.threads,
                 progress=progress,
             ),
@@ -311,7 +312,7 @@ def _spec(
         provenance={
             **facts,
             "target": options.target,
-            "float_sha256": sha256_of(source),
+            "float_sha256": model_sha256(source),
             "quantized": f"{len(found.quantized)} of {count} convolutions",
             "kept": " ".join(layer.label for layer in found.kept),
             "calibration.method": method,

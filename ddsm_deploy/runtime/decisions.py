@@ -27,6 +27,7 @@ from ddsm_deploy.bundlefile import describe
 from ddsm_deploy.cache import cache_folder
 from ddsm_deploy.engines import BACKENDS, EngineOptions, in_words, usable_backends
 from ddsm_deploy.errors import BackendError, ConfigError
+from ddsm_deploy.onnxweights import model_sha256
 from ddsm_deploy.spec import sha256_of
 
 FORMAT = 1
@@ -189,7 +190,7 @@ def facts_of(
     parts = {}
     for part in artifact.parts():
         ((kind, path),) = part.files.items()
-        parts[describe(kind, part.spec.precision, part.target)] = sha256_of(path)
+        parts[describe(kind, part.spec.precision, part.target)] = model_sha256(path)
     facts = {
         "model": parts,
         "options": wanted,

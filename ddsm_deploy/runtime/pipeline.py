@@ -27,6 +27,7 @@ import cv2
 from ddsm_deploy.artifact import Artifact, resolve
 from ddsm_deploy.engines import EngineOptions
 from ddsm_deploy.errors import ConfigError, DdsmError, InputError
+from ddsm_deploy.onnxweights import model_sha256
 from ddsm_deploy.runtime.coco import write_coco
 from ddsm_deploy.runtime.decisions import Decision, facts_of, recall, usable_cores
 from ddsm_deploy.runtime.manifest import Identity, Manifest
@@ -34,7 +35,6 @@ from ddsm_deploy.runtime.outputs import Products, remove_temporaries, temporary_
 from ddsm_deploy.runtime.segmenter import AUTO, Segmenter
 from ddsm_deploy.runtime.sources import MANIFEST_NAME, Source, find_sources
 from ddsm_deploy.runtime.worker import Frame, SegmentOptions, Worker
-from ddsm_deploy.spec import sha256_of
 
 COCO_FILE = "annotations.json"
 
@@ -214,7 +214,7 @@ def _open_tuned(artifact: Artifact, tuned: Decision, options: EngineOptions, fit
 def identity_of(segmenter: Segmenter) -> Identity:
     """What decides a segmenter's masks, as the manifest keeps it."""
     spec = segmenter.spec
-    digest = sha256_of(segmenter.file) if segmenter.file else hashlib.sha256(spec.to_json().encode()).hexdigest()
+    digest = model_sha256(segmenter.file) if segmenter.file else hashlib.sha256(spec.to_json().encode()).hexdigest()
     size = "any" if segmenter.size is None else "x".join(map(str, segmenter.size))
     settings = {"precision": segmenter.precision, "fit": segmenter.fit, "size": size}
     return Identity(model=spec.name, sha256=digest, settings=settings)

@@ -26,8 +26,8 @@ from ddsm_deploy.export.triton.config import (
     read_config,
 )
 from ddsm_deploy.files import writing
-from ddsm_deploy.onnxfile import external_files
-from ddsm_deploy.spec import ModelSpec, sha256_of
+from ddsm_deploy.onnxweights import copy_whole, model_sha256
+from ddsm_deploy.spec import ModelSpec
 
 CONFIG_FILE = "config.pbtxt"
 
@@ -121,8 +121,6 @@ def _pick(artifact: Artifact, kind: str, target: str, options: TritonOptions) ->
 def _from_onnx(artifact: Artifact, options: TritonOptions) -> Served:
     part = _pick(artifact, "onnx", options.accelerator or "onnxruntime", options)
     path, spec = part.file("onnx"), part.spec
-    if outside := external_files(path):
-        raise ArtifactError(f"{path}: its weights lie in {outside[0]}; a repository takes only files that are whole")
     if spec.precision == "int8+fp16" and options.runs_on == "cpu":
         raise BackendError(f"onnxruntime computes INT8 with float16 ({path}) wrongly on CPUs; take the int8 file")
     model = load_graph(path)
@@ -135,7 +133,7 @@ def _from_onnx(artifact: Artifact, options: TritonOptions) -> Served:
     written = spec.provenance.get("sampling", "portable")
     return Served(
         file=path,
-        sha256=sha256_of(path),
+        sha256=model_sha256(path),
         spec=spec,
         sampling="portable" if written == "fused" else written,  # Triton's ONNX Runtime has the node's body alone
         inputs=inputs,
@@ -222,7 +220,7 @@ def _write(source: Path, config: ModelConfig, file: Path) -> None:
     """Copies a model to `file` in a repository, and puts its configuration two folders above, each by one renaming.
 
     Until then both are hidden files in the repository itself, where Triton looks at folders alone. A half-written
-    folder there, hidden or not, passes for a model, and kept Triton 2.51 from starting.
+    folder there, hidden or not, passes for a model, and kept Triton 2.51 from starting. The copy is self-contained.
     """
     folder = file.parent.parent
     is_new = not folder.exists()
@@ -233,7 +231,7 @@ def _write(source: Path, config: ModelConfig, file: Path) -> None:
     try:
         with writing(folder):
             folder.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, staged[file])
+            copy_whole(source, staged[file])
             staged[folder / CONFIG_FILE].write_text(config_text(config), encoding="utf-8")
             file.parent.mkdir(parents=True, exist_ok=True)
             for path, temporary in staged.items():
