@@ -1,4 +1,4 @@
-"""Bundles of format 2: their record, zips, and one clear line for each way in which they can be wrong."""
+"""Bundles, mostly of format 2: their record, zips, and one clear line for each way in which they can be wrong."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_without_a_float32_file_the_first_is_the_reference(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("edit", "said"),
     [
-        (lambda r: r.update(format=3), "format 3; this version reads up to 2; update ddsm-deploy"),
+        (lambda r: r.update(format=4), "format 4; this version reads up to 3; update ddsm-deploy"),
         (lambda r: r.update(format="2"), "update ddsm-deploy"),
         (lambda r: r["artifacts"][1].update(target="onnxruntime"), "lists two of onnx int8 for onnxruntime"),
         (lambda r: r["artifacts"][1].pop("target"), "says that m.int8.openvino.onnx is onnx int8, but the file itself"),

@@ -40,6 +40,8 @@ Files: `model.safetensors` (PyTorch) and `model.onnx` (deployed form: image byte
 same weights, stored as float16 and computed in float32; `model.fp16.onnx`, which computes in float16, for GPUs; and
 `model.int8.TARGET.onnx`, its INT8 form for each target, calibrated on 64 frames of *train* by
 `ddsm quantize {name} --calibration CAMVID --dataset camvid --target TARGET --max-changed 0.8`.
+Their larger weights lie in `model.weights` and `model.safetensors`, each tensor once: copy those along, or write one
+file that stands alone by `ddsm bundle ALONE.onnx FILE.onnx`.
 All but the one for TensorRT hold dynamic sampling as one node `ddsm::DynamicSampleAttention` with a body of standard
 operators: this package, ONNX Runtime and TensorRT-RTX read them. For OpenVINO outside this package, write the portable
 form by `ddsm export {name} -o portable.onnx`.

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from colour_graph import write_colour_model
+from painted_graph import paint, write_painted
 
 
 def ddsm(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
@@ -27,6 +28,18 @@ def test_a_bundle_that_opens(tiny_files: dict[str, Path], tmp_path: Path) -> Non
     shown = ddsm("info", output)
     assert shown.returncode == 0
     assert "onnx int8 for openvino" in shown.stdout
+    assert "weights in model.weights)" in shown.stdout
+
+
+def test_a_file_that_stands_alone(tmp_path: Path) -> None:
+    model = write_painted(tmp_path / "a.onnx", paint(1))
+    assert ddsm("bundle", tmp_path / "b", model).returncode == 0
+    alone = tmp_path / "alone.onnx"
+    done = ddsm("bundle", alone, tmp_path / "b" / "model.onnx", "--json", "-")
+    assert (done.returncode, done.stderr) == (0, f"{alone}: 0.0 MB, self-contained\n")
+    assert json.loads(done.stdout) == {"path": str(alone), "bytes": model.stat().st_size}
+    assert alone.read_bytes() == model.read_bytes()
+    assert ddsm("bundle", alone, model, model).returncode == 2
 
 
 def test_errors_are_one_line(tmp_path: Path) -> None:

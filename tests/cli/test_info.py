@@ -56,6 +56,7 @@ def test_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             "bytes": model.stat().st_size,
             "sha256": sha256_of(model),
             "parity": {},
+            "weights": [],
         }
     ]
     assert result["decisions"] == []

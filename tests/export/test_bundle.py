@@ -12,6 +12,7 @@ from ddsm_deploy.artifact import resolve
 from ddsm_deploy.engines import EngineOptions, open_engine
 from ddsm_deploy.errors import ArtifactError, InputError
 from ddsm_deploy.export import ExportOptions, write_bundle
+from ddsm_deploy.onnxfile import external_files
 
 
 @pytest.fixture(scope="module")
@@ -24,12 +25,18 @@ def bundle(checkpoint: Callable[..., Path], tmp_path_factory: pytest.TempPathFac
 def test_it_is_found_and_its_files_are_one_model(bundle: Path) -> None:
     artifact = resolve(bundle)
     assert artifact.name == artifact.spec.name == "mine"
-    assert sorted(p.name for p in bundle.iterdir()) == ["bundle.json", "model.onnx", "model.safetensors"]
+    assert sorted(p.name for p in bundle.iterdir()) == [
+        "bundle.json",
+        "model.onnx",
+        "model.safetensors",
+        "model.weights",
+    ]
     image = np.random.default_rng(0).integers(0, 256, (1, 64, 96, 3), dtype=np.uint8)
     masks = []
     for backend in ("torch", "onnxruntime"):
         with open_engine(artifact, backend, EngineOptions()) as engine:
             masks.append(engine.run({"image": image})["mask"])
+    assert external_files(bundle / "model.onnx") == ("model.safetensors", "model.weights")
     # the same float16 weights in both: only ties can differ, and the network's logits are far apart
     assert (masks[0] == masks[1]).mean() > 0.999
 
@@ -37,16 +44,21 @@ def test_it_is_found_and_its_files_are_one_model(bundle: Path) -> None:
 def test_a_changed_file_is_noticed(bundle: Path, tmp_path: Path) -> None:
     for file in bundle.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
-    data = bytearray((tmp_path / "model.onnx").read_bytes())
-    data[len(data) // 2] ^= 1
-    (tmp_path / "model.onnx").write_bytes(data)
-    with pytest.raises(ArtifactError, match="damaged"):
-        resolve(tmp_path)
+    for name in ("model.onnx", "model.weights"):
+        whole = (tmp_path / name).read_bytes()
+        middle = len(whole) // 2
+        (tmp_path / name).write_bytes(whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :])
+        with pytest.raises(ArtifactError, match=rf"{name}: damaged"):
+            resolve(tmp_path)
+        (tmp_path / name).write_bytes(whole)
+    assert resolve(tmp_path)
 
 
 def test_a_failed_export_leaves_no_bundle(checkpoint: Callable[..., Path], tmp_path: Path) -> None:
     folder = tmp_path / "b"
     with pytest.raises(InputError, match="nowhere"):
         write_bundle(checkpoint("ddsm"), folder, name="b", options=ExportOptions(images=(tmp_path / "nowhere",)))
+    with pytest.raises(InputError, match=r"b\.zip: expected a folder's name"):
+        write_bundle(checkpoint("ddsm"), tmp_path / "b.zip", name="b", options=ExportOptions())
     with pytest.raises(ArtifactError, match=r"no bundle\.json"):
         resolve(folder)

@@ -21,9 +21,9 @@ from ddsm_deploy.enginefile import Profile, read_engine, record_path
 from ddsm_deploy.errors import ArtifactError, BackendError, ConfigError, GateError, InputError
 from ddsm_deploy.export.sampling_function import inline_sampling
 from ddsm_deploy.onnxfile import read_spec
+from ddsm_deploy.onnxweights import model_sha256
 from ddsm_deploy.optimize.build import BuildOptions, BuildReport, build_engine
 from ddsm_deploy.optimize.buildoptions import check_options, engine_name, parse_profile
-from ddsm_deploy.spec import sha256_of
 
 REPO = Path(__file__).parents[2]
 AMPERE_ON = ("86", "89", "120")  # one engine for all three is as large as one for each
@@ -142,7 +142,7 @@ def test_every_precision_and_form_builds_and_computes_as_written(built, graph, d
     assert (image.name, image.dtype, image.shape) == ("image", "uint8", open_axes)
     assert [(mask.name, mask.dtype, mask.shape) for mask in record.outputs] == [("mask", "uint8", open_axes[:3])]
     assert record.profiles == ({"image": PROFILES[dynamic]} if PROFILES[dynamic] else {})
-    assert record.onnx_sha256 == sha256_of(source)
+    assert record.onnx_sha256 == model_sha256(source)
 
 
 @pytest.mark.parametrize("dynamic", PROFILES)
@@ -212,7 +212,7 @@ def test_int8_with_float16_is_compared_on_openvino(shipped_model: Path, tmp_path
     report = build_engine(None, tmp_path / "lite.engine", options)
     assert report.parity
     assert 0 < report.parity.changed < 5
-    assert report.record.onnx_sha256 == sha256_of(shipped_model / "model.int8.tensorrt.onnx")
+    assert report.record.onnx_sha256 == model_sha256(shipped_model / "model.int8.tensorrt.onnx")
 
 
 def test_ranges_that_nobody_calibrated_do_not_pass(graph, forms, tmp_path: Path, need) -> None:
@@ -230,7 +230,7 @@ def test_a_variant_is_found_by_its_precision(graph, forms, tmp_path: Path) -> No
     model = Artifact("lite", read_spec(forms["none"]), {"onnx": forms["none"]}, (variant,))
     options = BuildOptions(target="tensorrt-rtx", precision="int8", compute_capabilities=AMPERE_ON, verify=False)
     record = build_engine(model, tmp_path / "x.engine", options).record
-    assert record.onnx_sha256 == sha256_of(graph("none", "int8"))
+    assert record.onnx_sha256 == model_sha256(graph("none", "int8"))
     assert record.options == {"source": "lite"}
     assert record.parity["graph"] == "not compared: verification was off"
 

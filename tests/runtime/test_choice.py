@@ -16,13 +16,14 @@ from ddsm_deploy.artifact import resolve
 from ddsm_deploy.engines import EngineOptions, available_precisions
 from ddsm_deploy.errors import BackendError, ConfigError, GateError
 from ddsm_deploy.export.onnxgraph import load_graph, save_graph, set_metadata
+from ddsm_deploy.onnxweights import model_sha256
 from ddsm_deploy.packing import make_bundle
 from ddsm_deploy.runtime.candidates import Candidate
 from ddsm_deploy.runtime.choice import pick
 from ddsm_deploy.runtime.decisions import CHOSEN, PASSED_OVER, Decision, Trial, facts_of, keep, place_of
 from ddsm_deploy.runtime.pipeline import identity_of, open_for_batch
 from ddsm_deploy.runtime.segmenter import Segmenter
-from ddsm_deploy.spec import METADATA_KEY, sha256_of
+from ddsm_deploy.spec import METADATA_KEY
 
 
 @pytest.fixture(autouse=True)
@@ -219,7 +220,7 @@ def test_a_batch_runs_what_was_tuned_for_throughput(tiny_bundle: Path) -> None:
     with open_for_batch(tiny_bundle) as segmenter:
         assert (segmenter.backend, segmenter.precision, segmenter.decision) == ("onnxruntime", "int8", decision)
         assert segmenter.options == EngineOptions(precision="int8", threads=1, spinning=False, outputs=("mask",))
-        assert identity_of(segmenter).sha256 == sha256_of(tiny_bundle / "model.int8.onnxruntime.onnx")
+        assert identity_of(segmenter).sha256 == model_sha256(tiny_bundle / "model.int8.onnxruntime.onnx")
     with open_for_batch(tiny_bundle, precision="fp32") as segmenter:  # pinned
         assert segmenter.precision == "fp32"
         assert segmenter.decision != decision
