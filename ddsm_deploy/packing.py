@@ -109,21 +109,24 @@ def write_whole(output: str | Path, source: str | Path) -> int:
     """Writes one ONNX file of a bundle so that it stands alone, and returns its size in bytes.
 
     Args:
-        output: the file.
+        output: the file; there must be none yet, for bundles are written by naming the output first as well.
         source: an ONNX file, or a bundle that holds only one.
 
     Raises:
         ConfigError: the source is, or holds, other than one ONNX file.
         ArtifactError: the source is damaged.
-        InputError: the output can't be written.
+        InputError: the output is there, or can't be written.
     """
+    output = Path(output)
+    if output.exists():
+        raise InputError(f"{output}: is a {'folder' if output.is_dir() else 'file'} already; name a new file")
     artifact = resolve(source)
     found = [part.files["onnx"] for part in artifact.parts() if "onnx" in part.files]
     if len(found) != 1:
         names = f" ({', '.join(map(str, found))})" if found else ""
         raise ConfigError(f"{source} holds {len(found)} ONNX files{names}; name one")
-    with replacing(Path(output)) as temporary:
-        with writing(Path(output)):
+    with replacing(output) as temporary:
+        with writing(output):
             copy_whole(found[0], temporary)
         return temporary.stat().st_size
 

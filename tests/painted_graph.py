@@ -1,4 +1,4 @@
-"""The colour model with paint added to the pixels before the strongest colour is taken: weights that decide the mask."""
+"""The colour model with paint added to the pixels before the strongest colour is taken: weights that decide masks."""
 
 from __future__ import annotations
 

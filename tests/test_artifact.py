@@ -140,7 +140,7 @@ def test_a_changed_file_in_a_bundle_is_damaged(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("edit", "said"),
     [
-        (lambda r: r.update(format=3), "update ddsm-deploy"),
+        (lambda r: r.update(format=4), "update ddsm-deploy"),
         (lambda r: r.pop("artifacts"), "not a bundle record"),
         (lambda r: r.update(artifacts=[]), "lists no artefact"),
         (lambda r: r["artifacts"][0].update(kind="pickle"), "kind 'pickle'"),

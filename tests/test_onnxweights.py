@@ -111,8 +111,8 @@ def test_the_same_bytes_come_back(forms: list[Path], bundle: Path, tmp_path: Pat
     for form, name in zip(forms, MEMBERS, strict=True):
         assert read_whole(bundle / name) == read_whole(form) == form.read_bytes()
         assert model_sha256(bundle / name) == model_sha256(form) == sha256_of(form)
-        assert write_whole(tmp_path / "alone" / "x.onnx", bundle / name) == form.stat().st_size
-        assert (tmp_path / "alone" / "x.onnx").read_bytes() == form.read_bytes()
+        assert write_whole(tmp_path / "alone" / name, bundle / name) == form.stat().st_size
+        assert (tmp_path / "alone" / name).read_bytes() == form.read_bytes()
     copy_whole(bundle / BUNDLE_FILE, tmp_path / "copy.json")  # any other file is copied as it is
     assert (tmp_path / "copy.json").read_bytes() == (bundle / BUNDLE_FILE).read_bytes()
 
@@ -174,8 +174,11 @@ def test_weights_beside_a_file_that_are_no_initializers(tmp_path: Path) -> None:
 def test_what_stands_alone_is_one_onnx_file(bundle: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"holds 3 ONNX files \(.*model\.onnx, .*\); name one"):
         write_whole(tmp_path / "x.onnx", bundle)
-    with pytest.raises(InputError, match="is a folder"):
-        write_whole(bundle, bundle / "model.onnx")
+    before = contents(bundle)
+    for there in (bundle, bundle / MEMBERS[1]):  # as where the output's name was forgotten
+        with pytest.raises(InputError, match=r"is a (file|folder) already; name a new file"):
+            write_whole(there, bundle / "model.onnx")
+    assert contents(bundle) == before
 
 
 # ---- what runs it
