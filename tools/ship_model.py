@@ -168,7 +168,7 @@ def card(
         aux=config["aux_weight"],
         seed=config["seed"],
         precision=lightning_precision(config["precision"]).partition("-")[0],
-        looks=len(curve(args.runs[-1])),
+        looks=sum(len(curve(run)) for run in args.runs),
         tolerance=results[0].boundary_tolerance_px,
         rows="\n".join(
             f"| {r.backend} | {r.precision} | {r.miou:.2f} | {r.pixel_accuracy:.2f} | {r.boundary_f:.2f} |"
@@ -210,7 +210,8 @@ def stage(run: Path) -> str:
         "enlarge": network.get("enlarge", 1.0),
     }
     if config["init"]:
-        options["init"] = config["init"]
+        start = Path(config["init"])
+        options["init"] = f"{start.parent.name}/{start.name}"
     flags = " ".join(f"--{name} {value}" for name, value in options.items())
     length = f"stopped by hand after epoch {reached[-1][0]}" if reached[-1][0] < config["epochs"] else "run to its end"
     command = f"ddsm train --data CAMVID -o {run.name} {flags}"
