@@ -87,7 +87,7 @@ def main() -> None:
 def profile_openvino(path: Path, args: argparse.Namespace, precision: str) -> list[Timed]:
     """Means over the runs, those of the warm-up taken out again: OpenVINO itself keeps means alone."""
     from ddsm_deploy.engines.openvino_import import ov
-    from ddsm_deploy.engines.openvino_op import SamplingReader
+    from ddsm_deploy.engines.openvino_reader import SamplingReader
 
     core = ov.Core()
     float_type = {"fp32": "f32"}.get(precision, precision)

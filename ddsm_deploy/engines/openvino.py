@@ -12,7 +12,8 @@ from ddsm_deploy import kernels
 from ddsm_deploy.artifact import Artifact
 from ddsm_deploy.engines.base import Array, BaseEngine, EngineOptions, TensorInfo, choose_outputs, graph_sampling
 from ddsm_deploy.engines.openvino_import import ov
-from ddsm_deploy.engines.openvino_op import SamplingReader, pool_problem
+from ddsm_deploy.engines.openvino_op import pool_problem
+from ddsm_deploy.engines.openvino_reader import SamplingReader
 from ddsm_deploy.errors import ArtifactError, BackendError
 
 _HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}  # our word -> OpenVINO's

@@ -1,8 +1,4 @@
-"""Dynamic sampling inside OpenVINO: as an operator on our kernels, or written out in OpenVINO's own operators.
-
-OpenVINO's reader of ONNX knows no model-local functions, so the body that a fused file carries is no help to it. Here
-is what it reads the node as instead. Dimension letters: see `model/operator.py`.
-"""
+"""Dynamic sampling as operators of OpenVINO's that run on our kernels. Dimension letters: see `model/operator.py`."""
 
 from __future__ import annotations
 
@@ -20,48 +16,21 @@ from ddsm_deploy.engines.openvino_import import ov
 from ddsm_deploy.errors import BackendError, InputError
 from ddsm_deploy.onnxfile import SAMPLING_DOMAIN, SAMPLING_OP
 
-op = ov.opset13
-
-_LAST, _FIRST = (0, 2, 3, 1), (0, 3, 1, 2)  # planar -> channels last, and back
-
 PositionTables = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]
 """A position embedding kept apart by axis: rows Y×K and columns X×K."""
 
 
-class SamplingReader:
-    """What OpenVINO reads the nodes of a fused file as; keeps the operators alive that this makes.
+class Keeper:
+    """Keeps the operators of one model alive.
 
     OpenVINO calls a Python operator only while something in Python refers to it. An operator that is to see to that
     itself (``super().__init__(self)``, as the manual has it) is never freed, nor is the graph before it: 30 MB each
     time that the shipped model is opened (seen in 2026.4). So the engine keeps them, by keeping this.
-
-    Args:
-        sampling: ``fused`` or ``portable``.
-        float_type: what the arithmetic outside runs at; tensors of bf16 are sampled as they are.
     """
 
-    def __init__(self, sampling: str, float_type: str) -> None:
-        self.sampling = sampling
-        self.float_type = float_type
+    def __init__(self) -> None:
         self._kept: list[Any] = []
         self._open = True
-
-    def extension(self) -> Any:
-        """For `openvino.Core.add_extension`, before the model is read."""
-        itself = weakref.ref(self)  # OpenVINO keeps extensions for good
-
-        def read(node: Any) -> list[Any]:
-            reader = itself()
-            assert reader is not None  # it lives as long as the core is in use
-            return reader.read([node.get_input(index) for index in range(4)])
-
-        return ov.frontend.onnx.ConversionExtension(SAMPLING_OP, SAMPLING_DOMAIN, read)
-
-    def read(self, inputs: list[Any]) -> list[Any]:
-        """The outputs of one node, from query, key, value and offset."""
-        if self.sampling == "portable":
-            return [written_out(*inputs)]
-        return [self._on_kernels(inputs)]
 
     def keep(self, operator: Any) -> None:
         """Called by each operator as it is made: those of the model, and OpenVINO's copies of them."""
@@ -77,18 +46,8 @@ class SamplingReader:
         self._open = False
         for operator in self._kept:
             inputs = [operator.input(index) for index in range(operator.get_input_size())]
-            stubs = [op.parameter(i.get_partial_shape(), i.get_element_type()).output(0) for i in inputs]
+            stubs = [ov.opset13.parameter(i.get_partial_shape(), i.get_element_type()).output(0) for i in inputs]
             operator.set_arguments(stubs)
-
-    def _on_kernels(self, inputs: list[Any]) -> Any:
-        # Channels last is how the plugin's convolutions hold their tensors, so the transpositions cost nothing, and it
-        # is how the kernels read best. Where the plugin computes in bf16, the conversions cost nothing either.
-        half = self.float_type == "bf16"
-        query, key = (_position_apart(node) for node in inputs[:2])
-        moved = [op.transpose(node, _integers(*_LAST)) for node in (query[0], key[0], *inputs[2:])]
-        converted = [op.convert(node, "bf16") for node in moved] if half else moved
-        result = SampleAttention(converted, weakref.ref(self), (query[1], key[1]))
-        return op.transpose(op.convert(result, "f32") if half else result, _integers(*_FIRST)).output(0)
 
 
 class DynamicSampleAttention:
@@ -100,33 +59,34 @@ class DynamicSampleAttention:
 _STAND_IN = DynamicSampleAttention()
 
 
-class SampleAttention(ov.Op):  # type: ignore[misc]
-    """`dynamic_sample_attention` on tensors B×Y×X×C."""
+class _OnKernels(ov.Op):  # type: ignore[misc]
+    """What the operators have in common. Their tensors are B×Y×X×C.
 
-    class_type_info = ov.DiscreteTypeInfo(SAMPLING_OP, SAMPLING_DOMAIN)
+    Args:
+        inputs: nodes.
+        keeper: what keeps the operator and OpenVINO's copies of it.
+        positions: added to query and key; None where there is none to add.
+        sizes: of the call; None where they are known at inference alone.
+    """
 
     def __init__(
         self,
         inputs: list[Any],
-        reader: weakref.ref[SamplingReader],
+        keeper: weakref.ref[Keeper],
         positions: tuple[PositionTables | None, PositionTables | None],
+        sizes: kernels.Sizes | None = None,
     ) -> None:
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(_STAND_IN))
-        super().__init__(_STAND_IN, inputs)
-        self._reader = reader
-        self._tables = positions
+        self._keeper, self._tables, self._sizes = keeper, positions, sizes
         self._positions = (_position(positions[0]), _position(positions[1]))
-        owner = reader()
+        super().__init__(_STAND_IN, inputs)
+        owner = keeper()
         if owner is not None:
             owner.keep(self)
 
-    def validate_and_infer_types(self) -> None:
-        """The output is of value's type and shape."""
-        self.set_output_type(0, self.get_input_element_type(2), self.get_input_partial_shape(2))
-
-    def clone_with_new_inputs(self, inputs: list[Any]) -> SampleAttention:
+    def clone_with_new_inputs(self, inputs: list[Any]) -> Any:
         """A copy, as OpenVINO wants one for each model that it derives."""
-        return SampleAttention(inputs, self._reader, self._tables)
+        return type(self)(inputs, self._keeper, self._tables, self._sizes)
 
     def visit_attributes(self, _: Any) -> bool:
         """It has none."""
@@ -136,53 +96,84 @@ class SampleAttention(ov.Op):  # type: ignore[misc]
         """Yes: `evaluate` is how it runs."""
         return True
 
+
+class SampleAttention(_OnKernels):
+    """`dynamic_sample_attention` of query, key, value and offset."""
+
+    class_type_info = ov.DiscreteTypeInfo(SAMPLING_OP, SAMPLING_DOMAIN)
+
+    def validate_and_infer_types(self) -> None:
+        """The output is of value's type and shape."""
+        self.set_output_type(0, self.get_input_element_type(2), self.get_input_partial_shape(2))
+
     def evaluate(self, outputs: list[Any], inputs: list[Any]) -> bool:
         """Runs it; called inside an inference, by several threads at once where there are several inferences."""
         arrays = [tensor.data for tensor in inputs]
-        query, key, value, offset = (array.shape for array in arrays)
-        if key != query or not query[:3] == value[:3] == offset[:3] or offset[3] % 2:
+        query, key, value, offset = shapes = [array.shape for array in arrays]
+        sizes = sizes_of(*shapes)
+        if sizes is None:
             raise InputError(f"query {query}, key {key}, value {value} and offset {offset} do not belong together")
         result = outputs[0].data
         if result.shape != value:
             outputs[0].shape = value
             result = outputs[0].data
-        batch, rows, columns, channels = query
-        sizes = kernels.Sizes(batch, channels, value[3], offset[3] // 2, rows, columns)
         q, k, v, o = map(_view, arrays)
         kernels.forward(sizes, q, k, v, o, _view(result), _pool(), positions=self._positions)
         return True
 
 
-def _position_apart(output: Any) -> tuple[Any, PositionTables | None]:
-    """A tensor less the position embedding that was added to it last, and that embedding; as it is where there is none.
+class PackMaps(_OnKernels):
+    """The first half, of key and value: both as one map, in a tensor of as many bytes as the kernels want."""
 
-    Left in the graph, rows and columns are folded into one map of C·Y·X constants, which OpenVINO then rearranges anew
-    at each inference (seen in 2026.4): a tenth of the network's time.
-    """
-    if len(output.get_partial_shape()) != 4 or output.get_partial_shape().is_dynamic:
-        return output, None
-    _, k, y, x = output.get_shape()
-    rest, columns = _constant_added(output, (k, 1, x))
-    rest, rows = _constant_added(rest, (k, y, 1))
-    if rows is None or columns is None:
-        return output, None
-    return rest, (np.ascontiguousarray(rows[:, :, 0].T), np.ascontiguousarray(columns[:, 0, :].T))
+    class_type_info = ov.DiscreteTypeInfo("PackMaps", SAMPLING_DOMAIN)
+    _sizes: kernels.Sizes
+
+    def validate_and_infer_types(self) -> None:
+        """The output's form is the kernels' own."""
+        kind = kernels.F32 if self.get_input_element_type(0) == ov.Type.f32 else kernels.BF16
+        self.set_output_type(0, ov.Type.u8, ov.PartialShape([kernels.packed_bytes(self._sizes, kind)]))
+
+    def evaluate(self, outputs: list[Any], inputs: list[Any]) -> bool:
+        """Runs it, as `SampleAttention.evaluate`."""
+        key, value = (_view(tensor.data) for tensor in inputs)
+        packed = _packed(outputs[0].data, key.type)
+        kernels.pack(self._sizes, key, value, packed, _pool(), position=self._positions[1])
+        return True
 
 
-def _constant_added(output: Any, shape: tuple[int, ...]) -> tuple[Any, npt.NDArray[np.float32] | None]:
-    """The other summand of an Add with a float32 constant of a shape, and the constant; else the tensor and None."""
-    node = output.get_node()
-    if node.get_type_name() != "Add":
-        return output, None
-    for index in (0, 1):
-        summand = node.input_value(index)
-        if summand.get_partial_shape().is_static and tuple(summand.get_shape()) == shape:
-            constant = summand.get_node()
-            if constant.get_type_name() == "Unsqueeze":  # the exporter folds no long constants
-                constant = constant.input_value(0).get_node()
-            if constant.get_type_name() == "Constant":
-                return node.input_value(1 - index), np.array(constant.data, dtype=np.float32).reshape(shape)
-    return output, None
+class AttendPacked(_OnKernels):
+    """The second half, of query, packed key and value, and offset."""
+
+    class_type_info = ov.DiscreteTypeInfo("AttendPacked", SAMPLING_DOMAIN)
+    _sizes: kernels.Sizes
+
+    def validate_and_infer_types(self) -> None:
+        """The output is as long and as wide as query, and of its type."""
+        sizes = self._sizes
+        shape = ov.PartialShape([sizes.batch, sizes.rows, sizes.columns, sizes.v])
+        self.set_output_type(0, self.get_input_element_type(0), shape)
+
+    def evaluate(self, outputs: list[Any], inputs: list[Any]) -> bool:
+        """Runs it, as `SampleAttention.evaluate`."""
+        query, packed, offset = (tensor.data for tensor in inputs)
+        view, out = _view(query), _view(outputs[0].data)
+        kernels.attend(
+            self._sizes, view, _packed(packed, view.type), _view(offset), out, _pool(), position=self._positions[0]
+        )
+        return True
+
+
+def sizes_of(*shapes: tuple[int, ...]) -> kernels.Sizes | None:
+    """Of a call, from its shapes B×Y×X×C; None where they do not belong together."""
+    query, key, value, offset = shapes
+    if key != query or not query[:3] == value[:3] == offset[:3] or offset[3] % 2:
+        return None
+    batch, rows, columns, channels = query
+    return kernels.Sizes(batch, channels, value[3], offset[3] // 2, rows, columns)
+
+
+def _packed(array: Any, kind: int) -> kernels.Packed:
+    return kernels.Packed(array.ctypes.data, array.size, kind)
 
 
 def _position(tables: PositionTables | None) -> kernels.Position | None:
@@ -226,51 +217,3 @@ def _tbb() -> ctypes.PyDLL | str:
         return "OpenVINO's threads can't be shared: its TBB is older than what the kernels were built with"
     library.ddsm_tbb_pool.restype = kernels.Pool
     return library
-
-
-def written_out(query: Any, key: Any, value: Any, offset: Any) -> Any:
-    """The operator as a GridSample, planar, of any sizes; the same arithmetic as the body in the file."""
-    shape = op.shape_of(offset)
-    sizes = [op.gather(shape, _integers(axis), _integer(0)) for axis in (2, 3)]
-    rows, columns = (op.convert(size, "f32") for size in sizes)
-    pairs = op.reshape(offset, op.concat([_integers(0, -1, 2), *sizes], 0), True)
-    pairs = op.gather(pairs, _integers(1, 0), _integer(2))  # (row, column) -> (x, y)
-    pixel = op.reshape(op.divide(_number(2.0), op.concat([columns, rows], 0)), _integers(2, 1, 1), False)
-    placed = op.multiply(pairs, pixel)
-    placed = op.add(placed, op.concat([_nothing(_centres(rows, (1, -1, 1))), _centres(rows, (1, -1, 1))], 0))
-    placed = op.add(placed, op.concat([_centres(columns, (1, 1, -1)), _nothing(_centres(columns, (1, 1, -1)))], 0))
-    points = op.transpose(placed, _integers(0, 1, 3, 4, 2))
-    grid = op.reshape(points, op.concat([_integers(0, -1), sizes[1], _integers(2)], 0), True)
-
-    attributes = {"align_corners": False, "mode": "bilinear", "padding_mode": "zeros"}
-    sampled = op.grid_sample(op.concat([key, value], 1), grid, attributes)
-    sampled = op.reshape(sampled, op.concat([_integers(0, 0, -1), *sizes], 0), True)
-    channels = [op.gather(op.shape_of(node), _integers(1), _integer(0)) for node in (query, value)]
-    keys, values = op.variadic_split(sampled, _integer(1), op.concat(channels, 0)).outputs()
-    scores = op.reduce_sum(op.multiply(keys, op.unsqueeze(query, _integer(2))), _integer(1), True)
-    scale = op.power(op.convert(channels[0], "f32"), _number(-0.5))
-    affinity = op.softmax(op.multiply(scores, scale), 2)
-    return op.reduce_sum(op.multiply(values, affinity), _integer(2), False).output(0)
-
-
-def _centres(size: Any, shape: tuple[int, ...]) -> Any:
-    """Where GridSample has the centres of the pixels of an axis, -1..1."""
-    steps = op.range(_number(0.0), op.squeeze(size, _integer(0)), _number(1.0), "f32")
-    odd = op.add(op.multiply(steps, _number(2.0)), _number(1.0))
-    return op.reshape(op.subtract(op.divide(odd, size), _number(1.0)), _integers(*shape), False)
-
-
-def _nothing(node: Any) -> Any:
-    return op.multiply(node, _number(0.0))
-
-
-def _integers(*numbers: int) -> Any:
-    return op.constant(np.array(numbers, dtype=np.int64))
-
-
-def _integer(number: int) -> Any:
-    return op.constant(np.array(number, dtype=np.int64))
-
-
-def _number(number: float) -> Any:
-    return op.constant(np.array(number, dtype=np.float32))

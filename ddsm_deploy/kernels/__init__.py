@@ -20,20 +20,24 @@ __all__ = [
     "F32",
     "MAX_SAMPLES",
     "KernelStatus",
+    "Packed",
     "Pool",
     "Position",
     "Sizes",
     "View",
+    "attend",
     "backward",
     "forward",
     "gomp_pool",
     "library_path",
+    "pack",
+    "packed_bytes",
     "pool_path",
     "status",
     "use",
 ]
 
-ABI = 1
+ABI = 2
 """Of ``src/ddsm.h``, which this file describes once more for ctypes."""
 
 MAX_SAMPLES = 25
@@ -62,6 +66,12 @@ class View(ctypes.Structure):
         ("pixel", ctypes.c_int64),
         ("type", ctypes.c_int32),
     ]
+
+
+class Packed(ctypes.Structure):
+    """Memory for key and value in one map: address, bytes (see `packed_bytes`), `F32` or `BF16`."""
+
+    _fields_ = [("data", ctypes.c_void_p), ("bytes", ctypes.c_int64), ("type", ctypes.c_int32)]
 
 
 class Position(ctypes.Structure):
@@ -146,6 +156,49 @@ def forward(
     _check(_library().ddsm_forward_positioned(sizes, query, key, value, offset, out, *positions, pool))
 
 
+def packed_bytes(sizes: Sizes, kind: int) -> int:
+    """How much memory `pack` fills for these sizes; `kind` is `F32` or `BF16`, the latter only where both maps are.
+
+    Raises:
+        BackendError: there are no kernels.
+        InputError: sizes or a type that they don't take.
+    """
+    found: int = _library().ddsm_packed_bytes(sizes, kind)
+    _check(min(found, 0))
+    return found
+
+
+def pack(
+    sizes: Sizes, key: View, value: View, packed: Packed, pool: Pool | None = None, *, position: Position | None = None
+) -> None:
+    """The first half of `forward`, for hosts that have memory for what it makes; `position` is added to the key.
+
+    Raises:
+        BackendError: there are no kernels, or no memory.
+        InputError: sizes, types or memory that they don't take.
+    """
+    _check(_library().ddsm_pack(sizes, key, value, packed, position, pool))
+
+
+def attend(
+    sizes: Sizes,
+    query: View,
+    packed: Packed,
+    offset: View,
+    out: View,
+    pool: Pool | None = None,
+    *,
+    position: Position | None = None,
+) -> None:
+    """The second half of `forward`, on what `pack` has made; `position` is added to the query.
+
+    Raises:
+        BackendError: there are no kernels, or no memory.
+        InputError: sizes, types or memory that they don't take.
+    """
+    _check(_library().ddsm_attend(sizes, query, packed, offset, out, position, pool))
+
+
 def backward(
     sizes: Sizes,
     inputs: tuple[View, View, View, View],
@@ -214,6 +267,11 @@ def _declare(library: ctypes.CDLL) -> None:
     view = ctypes.POINTER(View)
     position, pool = ctypes.POINTER(Position), ctypes.POINTER(Pool)
     library.ddsm_forward_positioned.argtypes = [ctypes.POINTER(Sizes), *[view] * 5, position, position, pool]
+    packed = ctypes.POINTER(Packed)
+    library.ddsm_packed_bytes.argtypes = [ctypes.POINTER(Sizes), ctypes.c_int32]
+    library.ddsm_packed_bytes.restype = ctypes.c_int64
+    library.ddsm_pack.argtypes = [ctypes.POINTER(Sizes), view, view, packed, position, pool]
+    library.ddsm_attend.argtypes = [ctypes.POINTER(Sizes), view, packed, view, view, position, pool]
     library.ddsm_backward.argtypes = [ctypes.POINTER(Sizes), *[view] * 9, pool]
     library.ddsm_message.restype = library.ddsm_instruction_sets.restype = ctypes.c_char_p
     library.ddsm_use.argtypes = [ctypes.c_char_p]

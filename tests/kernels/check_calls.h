@@ -224,6 +224,20 @@ struct Call {
     return ddsm_forward_positioned(&sizes, &q, &k, &v, &o, &out, of_query.rows ? &of_query : nullptr,
                                    of_key.rows ? &of_key : nullptr, pool);
   }
+  // The same in two steps, on memory that begins at an odd address.
+  ddsm_status forward_in_steps(const ddsm_pool* pool) const {
+    const ddsm_view q = inputs[0].view(), k = inputs[1].view(), v = inputs[2].view(), o = inputs[3].view();
+    const ddsm_view out = outputs[0].view();
+    const int32_t type = k.type == DDSM_BF16 && v.type == DDSM_BF16 ? DDSM_BF16 : DDSM_F32;
+    const int64_t bytes = ddsm_packed_bytes(&sizes, type);
+    if (bytes < 0) return ddsm_status(bytes);
+    const std::unique_ptr<uint8_t[]> memory(new uint8_t[size_t(bytes) + 1]);
+    const ddsm_packed packed = {memory.get() + 1, bytes, type};
+    const ddsm_position of_query = {positions[0].get(), positions[1].get()};
+    const ddsm_position of_key = {positions[2].get(), positions[3].get()};
+    const ddsm_status status = ddsm_pack(&sizes, &k, &v, &packed, of_key.rows ? &of_key : nullptr, pool);
+    return status ? status : ddsm_attend(&sizes, &q, &packed, &o, &out, of_query.rows ? &of_query : nullptr, pool);
+  }
   ddsm_status backward(const ddsm_pool* pool) const {
     ddsm_view views[9];
     for (int i = 0; i < 5; ++i) views[i] = inputs[i].view();

@@ -105,10 +105,33 @@ void call_with_wrong_views(Choices& choices, const Call& call, bool forwards, co
   require(status == expected, "the status of wrong views");
 }
 
-void call_rightly(const Call& call, bool forwards, const ddsm_pool* pool) {
+void call_with_wrong_memory(Choices& choices, const Call& call, const ddsm_pool* pool) {
+  const ddsm_view q = call.inputs[0].view(), k = call.inputs[1].view(), v = call.inputs[2].view();
+  const ddsm_view o = call.inputs[3].view(), out = call.outputs[0].view();
+  const bool empty = !call.sizes.batch || !call.sizes.rows || !call.sizes.columns;
+  uint8_t nothing = 0;  // never written to
+  ddsm_packed packed = {&nothing, ddsm_packed_bytes(&call.sizes, DDSM_F32), DDSM_F32};
+  require(packed.bytes > 0, "the size of a packed map");
+  const ddsm_packed* given = &packed;
+  switch (choices.below(4)) {
+    case 0: given = nullptr; break;
+    case 1: packed.data = nullptr; break;
+    case 2: packed.bytes -= 1 + choices.below(packed.bytes); break;
+    default: packed.type = int32_t(choices.bits(4) | 2);
+  }
+  const Due expected = empty ? kDone : kBadView;
+  require(ddsm_pack(&call.sizes, &k, &v, given, nullptr, pool) == expected, "the status of packing into wrong memory");
+  require(ddsm_attend(&call.sizes, &q, given, &o, &out, nullptr, pool) == expected, "the status of wrong memory");
+  if (empty || (k.type == DDSM_BF16 && v.type == DDSM_BF16)) return;
+  packed = {&nothing, INT64_MAX, DDSM_BF16};
+  require(ddsm_pack(&call.sizes, &k, &v, &packed, nullptr, pool) == kBadView, "the status of packing with a loss");
+}
+
+void call_rightly(const Call& call, bool forwards, bool in_steps, const ddsm_pool* pool) {
   forwards = forwards || call.positioned();  // gradients are for calls without positions
   const size_t first = forwards ? 0 : 1, last = forwards ? 1 : 5;
-  require((forwards ? call.forward(pool) : call.backward(pool)) == kDone, "the status of a good call");
+  const auto forward = [&](const ddsm_pool* own) { return in_steps ? call.forward_in_steps(own) : call.forward(own); };
+  require((forwards ? forward(pool) : call.backward(pool)) == kDone, "the status of a good call");
   for (size_t i = first; i < last; ++i) require(call.outputs[i].intact(call.finite), "all is written, and no more");
   const ddsm_sizes& s = call.sizes;
   if (call.finite && s.batch * s.rows * s.columns * s.n * (s.k + s.v) < 20000) {
@@ -119,7 +142,7 @@ void call_rightly(const Call& call, bool forwards, const ddsm_pool* pool) {
   if (!forwards || !pool) return;
   const auto& out = call.outputs[0];
   const std::vector<uint8_t> before(out.memory.get(), out.memory.get() + out.bytes());
-  call.forward(nullptr);
+  forward(nullptr);
   require(memcmp(before.data(), out.memory.get(), out.bytes()) == 0, "the same bits without a pool");
 }
 
@@ -144,10 +167,11 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* bytes, size_t count) {
   const ddsm_pool pool = {choices.one_in(16) ? nullptr : run_backwards, nullptr, claims[choices.below(8)]};
   const ddsm_pool* given = choices.one_in(4) ? nullptr : &pool;
   if (choices.one_in(64)) ddsm_release_scratch();
-  const int64_t kind = choices.below(8);
+  const int64_t kind = choices.below(10);
   const Call call(choices, small_sizes(choices));
   if (kind == 0) call_with_wrong_views(choices, call, forwards, given);
   else if (kind < 3) call_with_wrong_sizes(choices, call, lanes, forwards, given);
-  else call_rightly(call, forwards, given);
+  else if (kind == 3) call_with_wrong_memory(choices, call, given);
+  else call_rightly(call, forwards, kind > 7, given);
   return 0;
 }

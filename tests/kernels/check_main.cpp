@@ -76,7 +76,9 @@ void check_one(Choices& choices, bool alone) {
   const ddsm_pool* lent_pool = choices.one_in(3) ? nullptr : &pool;
   const size_t results = call.positioned() ? 1 : call.outputs.size();  // gradients are for calls without positions
   ++calls;
-  if (const ddsm_status status = call.forward(lent_pool)) complain(call, ddsm_message(status), status, 0);
+  const bool in_steps = choices.one_in(3);
+  const auto forward = [&](const ddsm_pool* own) { return in_steps ? call.forward_in_steps(own) : call.forward(own); };
+  if (const ddsm_status status = forward(lent_pool)) complain(call, ddsm_message(status), status, 0);
   if (results > 1) {
     ++calls;
     if (const ddsm_status status = call.backward(lent_pool)) complain(call, ddsm_message(status), status, 0);
@@ -92,7 +94,7 @@ void check_one(Choices& choices, bool alone) {
   }
   if (!alone) return;  // others may switch the instruction set in between
   const auto before = bytes_of(call);
-  call.forward(choices.one_in(2) ? nullptr : &pool);  // threads make no difference to it
+  forward(choices.one_in(2) ? nullptr : &pool);  // threads make no difference to it
   if (results > 1) call.backward(lent_pool);
   const auto again = bytes_of(call);
   for (size_t i = 0; i < results; ++i)

@@ -11,7 +11,7 @@
 extern "C" {
 #endif
 
-#define DDSM_ABI 1            // goes up with every change of this file that an older caller can't bear
+#define DDSM_ABI 2            // goes up with every change of this file that an older caller can't bear
 #define DDSM_MAX_SAMPLES 25   // N
 
 typedef enum { DDSM_F32 = 0, DDSM_BF16 = 1 } ddsm_type;
@@ -56,6 +56,21 @@ DDSM_API ddsm_status ddsm_forward_positioned(const ddsm_sizes* sizes, const ddsm
                                              const ddsm_view* value, const ddsm_view* offset, const ddsm_view* out,
                                              const ddsm_position* query_position, const ddsm_position* key_position,
                                              const ddsm_pool* pool);
+
+// The same in two steps, for a host that plans its memory: what lies between them is then no scratch memory beside the
+// host's own. It is key and value in one map; `type` may be bfloat16 only where both are. `bytes` is what
+// `ddsm_packed_bytes` gives, whatever instruction set is in use, and `data` may begin anywhere.
+typedef struct {
+  void* data;
+  int64_t bytes;
+  int32_t type;  // ddsm_type
+} ddsm_packed;
+DDSM_API int64_t ddsm_packed_bytes(const ddsm_sizes* sizes, int32_t type);  // or a ddsm_status
+DDSM_API ddsm_status ddsm_pack(const ddsm_sizes* sizes, const ddsm_view* key, const ddsm_view* value,
+                               const ddsm_packed* packed, const ddsm_position* key_position, const ddsm_pool* pool);
+DDSM_API ddsm_status ddsm_attend(const ddsm_sizes* sizes, const ddsm_view* query, const ddsm_packed* packed,
+                                 const ddsm_view* offset, const ddsm_view* out, const ddsm_position* query_position,
+                                 const ddsm_pool* pool);
 
 // Gradients of all four inputs from that of the output; each is written whole, none is added to.
 DDSM_API ddsm_status ddsm_backward(const ddsm_sizes* sizes, const ddsm_view* query, const ddsm_view* key,

@@ -1,11 +1,11 @@
-// The C interface: checks, scratch memory, choice of instruction set, and cutting a call into tasks.
-#include <stdlib.h>
+// The C interface: checks, choice of instruction set, and cutting a call into tasks.
 #include <string.h>
 
 #include <atomic>
-#include <mutex>
+#include <initializer_list>
 
 #include "job.h"
+#include "scratch.h"
 
 using namespace ddsm;
 
@@ -29,6 +29,7 @@ constexpr int64_t kSmall = DDSM_SMALL;
 #define DDSM_HALF (int64_t(1) << 21)  // tools/check_kernels.py takes less, as above
 #endif
 constexpr int64_t kHalf = DDSM_HALF;
+constexpr int64_t kMostLanes = 16;  // of any instruction set: a map that a host keeps fits them all
 constexpr int64_t kTasksPerThread = 4;  // so that a thread that was held up does not hold up all
 
 // ---- instruction sets -------------------------------------------------------------------------------------------------
@@ -58,53 +59,6 @@ const Loops& loops() {
   return own ? *own : *sets()[0];
 }
 
-// ---- scratch memory ---------------------------------------------------------------------------------------------------
-
-// Buffers of finished calls, kept for later ones, so that a stream of frames allocates at its first frame alone. As many
-// are kept as calls ever ran at once, up to kKept.
-constexpr int kKept = 64;
-struct Buffer {
-  float* data;
-  size_t size;  // floats
-};
-std::mutex kept_lock;
-Buffer kept[kKept];
-int kept_count = 0;
-
-// The smallest kept buffer that is large enough, else a new one in place of the largest that is not.
-Buffer take(size_t size) {
-  Buffer best = {nullptr, 0}, smaller = {nullptr, 0};
-  {
-    std::lock_guard<std::mutex> guard(kept_lock);
-    int at = -1;
-    for (int i = 0; i < kept_count; ++i) {
-      const bool fits = kept[i].size >= size;
-      if (fits ? (!best.data || kept[i].size < best.size) : (!best.data && kept[i].size >= smaller.size)) {
-        (fits ? best : smaller) = kept[i];
-        at = i;
-      }
-    }
-    if (at >= 0) kept[at] = kept[--kept_count];
-  }
-  if (best.data) return best;
-  free(smaller.data);
-  if (size > SIZE_MAX / sizeof(float)) return {nullptr, 0};  // a pool that claims millions of threads
-  void* memory = nullptr;
-  if (posix_memalign(&memory, 64, size * sizeof(float)) != 0) return {nullptr, 0};
-  return {static_cast<float*>(memory), size};
-}
-
-void give_back(Buffer buffer) {
-  {
-    std::lock_guard<std::mutex> guard(kept_lock);
-    if (kept_count < kKept) {
-      kept[kept_count++] = buffer;
-      return;
-    }
-  }
-  free(buffer.data);
-}
-
 // ---- checks -----------------------------------------------------------------------------------------------------------
 
 int64_t padded(int64_t channels, int64_t lanes) { return (channels + lanes - 1) / lanes * lanes; }
@@ -119,8 +73,14 @@ ddsm_status check(const ddsm_sizes& s, int64_t lanes) {
   return kDone;
 }
 
-bool usable(const ddsm_view* view) {
-  return view && view->data && (view->type == DDSM_F32 || view->type == DDSM_BF16);
+bool known(int32_t type) { return type == DDSM_F32 || type == DDSM_BF16; }
+
+bool usable(const ddsm_view* view) { return view && view->data && known(view->type); }
+
+bool usable(const ddsm_position* position) { return !position || (position->rows && position->columns); }
+
+bool usable(const ddsm_packed* packed, const ddsm_sizes& s) {
+  return packed && packed->data && known(packed->type) && packed->bytes >= ddsm_packed_bytes(&s, packed->type);
 }
 
 bool empty(const ddsm_sizes& s) { return !s.batch || !s.rows || !s.columns; }
@@ -157,11 +117,11 @@ Plan plan(const Job& job, const Loops& loops, const ddsm_pool* pool) {
   return {&loops, pool, tasks < rows ? tasks : rows};
 }
 
-Job make_job(const ddsm_sizes& sizes, const Loops& loops) {
+Job make_job(const ddsm_sizes& sizes, int64_t lanes) {
   Job job = {};
   job.sizes = sizes;
-  job.padded_k = int32_t(padded(sizes.k, loops.lanes));
-  job.padded_v = int32_t(padded(sizes.v, loops.lanes));
+  job.padded_k = int32_t(padded(sizes.k, lanes));
+  job.padded_v = int32_t(padded(sizes.v, lanes));
   // 1/sqrt by Newton's method would do; but sqrt is exact, and here no loop waits for it
   job.scale = 1.0f / __builtin_sqrtf(float(sizes.k));
   job.bands = 1;
@@ -174,6 +134,26 @@ void pack(const Job& job, const Plan& plan, float* rooms) {
   spread_rows(plan.pool, rows, plan.tasks, [&](int64_t first, int64_t last, int64_t task) {
     plan.loops->pack(job, first, last, rooms + task * room);
   });
+}
+
+void attend(const Job& job, const Plan& plan, float* rooms) {
+  const int64_t rows = job.sizes.batch * job.sizes.rows, room = Loops::room(job);
+  spread_rows(plan.pool, rows, plan.tasks, [&](int64_t first, int64_t last, int64_t task) {
+    plan.loops->attend(job, first, last, rooms + task * room);
+  });
+}
+
+// One of the two on cells of a host's.
+ddsm_status run_on(const ddsm_packed& packed, Job& job, const ddsm_pool* pool,
+                   void (*step)(const Job&, const Plan&, float*)) {
+  const Plan plan = ::plan(job, ::loops(), pool);
+  job.half = packed.type == DDSM_BF16;
+  job.cells = reinterpret_cast<void*>((uintptr_t(packed.data) + kAlignment - 1) / kAlignment * kAlignment);
+  const Buffer rooms = take(size_t(Loops::room(job) * plan.tasks));
+  if (!rooms.data) return kNoMemory;
+  step(job, plan, rooms.data);
+  give_back(rooms);
+  return kDone;
 }
 
 }  // namespace
@@ -193,12 +173,11 @@ ddsm_status ddsm_forward_positioned(const ddsm_sizes* sizes, const ddsm_view* qu
   const Loops& loops = ::loops();
   if (const ddsm_status bad = check(*sizes, loops.lanes)) return bad;
   if (empty(*sizes)) return kDone;
-  Job job = make_job(*sizes, loops);
+  Job job = make_job(*sizes, loops.lanes);
   for (const ddsm_view* view : {query, key, value, offset, out})
     if (!usable(view)) return kBadView;
   job.query = *query, job.key = *key, job.value = *value, job.offset = *offset, job.out = *out;
-  for (const ddsm_position* position : {query_position, key_position})
-    if (position && !(position->rows && position->columns)) return kBadView;
+  if (!usable(query_position) || !usable(key_position)) return kBadView;
   if (query_position) job.query_position = *query_position;
   if (key_position) job.key_position = *key_position;
 
@@ -210,11 +189,44 @@ ddsm_status ddsm_forward_positioned(const ddsm_sizes* sizes, const ddsm_view* qu
   if (!scratch.data) return kNoMemory;
   job.cells = scratch.data;
   pack(job, plan, scratch.data + cells);
-  spread_rows(plan.pool, sizes->batch * sizes->rows, plan.tasks, [&](int64_t first, int64_t last, int64_t task) {
-    loops.attend(job, first, last, scratch.data + cells + task * room);
-  });
+  attend(job, plan, scratch.data + cells);
   give_back(scratch);
   return kDone;
+}
+
+int64_t ddsm_packed_bytes(const ddsm_sizes* sizes, int32_t type) {
+  if (!sizes) return kBadSizes;
+  if (const ddsm_status bad = check(*sizes, kMostLanes)) return bad;
+  if (!known(type)) return kBadView;
+  const int64_t numbers = sizes->batch * make_job(*sizes, kMostLanes).map();
+  return numbers * (type == DDSM_BF16 ? 2 : 4) + kAlignment - 1;
+}
+
+ddsm_status ddsm_pack(const ddsm_sizes* sizes, const ddsm_view* key, const ddsm_view* value, const ddsm_packed* packed,
+                      const ddsm_position* key_position, const ddsm_pool* pool) {
+  if (!sizes) return kBadSizes;
+  if (const ddsm_status bad = check(*sizes, kMostLanes)) return bad;
+  if (empty(*sizes)) return kDone;
+  if (!usable(key) || !usable(value) || !usable(packed, *sizes) || !usable(key_position)) return kBadView;
+  if (packed->type == DDSM_BF16 && (key->type != DDSM_BF16 || value->type != DDSM_BF16)) return kBadView;
+  Job job = make_job(*sizes, kMostLanes);
+  job.key = *key, job.value = *value;
+  if (key_position) job.key_position = *key_position;
+  return run_on(*packed, job, pool, pack);
+}
+
+ddsm_status ddsm_attend(const ddsm_sizes* sizes, const ddsm_view* query, const ddsm_packed* packed,
+                        const ddsm_view* offset, const ddsm_view* out, const ddsm_position* query_position,
+                        const ddsm_pool* pool) {
+  if (!sizes) return kBadSizes;
+  if (const ddsm_status bad = check(*sizes, kMostLanes)) return bad;
+  if (empty(*sizes)) return kDone;
+  if (!usable(query) || !usable(packed, *sizes) || !usable(offset) || !usable(out) || !usable(query_position))
+    return kBadView;
+  Job job = make_job(*sizes, kMostLanes);
+  job.query = *query, job.offset = *offset, job.out = *out;
+  if (query_position) job.query_position = *query_position;
+  return run_on(*packed, job, pool, attend);
 }
 
 ddsm_status ddsm_backward(const ddsm_sizes* sizes, const ddsm_view* query, const ddsm_view* key, const ddsm_view* value,
@@ -225,7 +237,7 @@ ddsm_status ddsm_backward(const ddsm_sizes* sizes, const ddsm_view* query, const
   const Loops& loops = ::loops();
   if (const ddsm_status bad = check(*sizes, loops.lanes)) return bad;
   if (empty(*sizes)) return kDone;
-  Job job = make_job(*sizes, loops);
+  Job job = make_job(*sizes, loops.lanes);
   for (const ddsm_view* view : {query, key, value, offset, grad, grad_query, grad_key, grad_value, grad_offset})
     if (!usable(view)) return kBadView;
   job.query = *query, job.key = *key, job.value = *value, job.offset = *offset, job.grad = *grad;
@@ -259,7 +271,7 @@ const char* ddsm_message(ddsm_status status) {
   switch (status) {
     case kDone: return "done";
     case kBadSizes: return "sizes are negative, or K, V or N is not at least 1";
-    case kBadView: return "a tensor has no address, or a type that is neither float32 nor bfloat16";
+    case kBadView: return "a tensor has no address, or a type that is neither float32 nor bfloat16, or is too small";
     case kTooLarge: return "N is over 25, K or V over 65536, or the map too large to be addressed";
     case kNoMemory: return "no memory for the scratch map";
     default: return "unknown status";
@@ -286,11 +298,6 @@ int32_t ddsm_use(const char* instruction_set) {
       return 1;
     }
   return 0;
-}
-
-void ddsm_release_scratch(void) {
-  std::lock_guard<std::mutex> guard(kept_lock);
-  while (kept_count) free(kept[--kept_count].data);
 }
 
 }  // extern "C"

@@ -1,0 +1,51 @@
+"""OpenVINO's operators on our kernels: in one piece, and in two where the map between them is large."""
+
+from __future__ import annotations
+
+import gc
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from sampling_calls import inputs, one_node
+
+from ddsm_deploy import kernels
+from ddsm_deploy.artifact import Artifact, resolve
+from ddsm_deploy.engines import EngineOptions, available_precisions, open_engine
+
+OPEN_AXES = (0, 2, 3)
+
+
+@pytest.fixture(autouse=True)
+def _kernels(need, missing) -> None:
+    need("openvino")
+    if not kernels.status().available:
+        missing("kernels", kernels.status().reason)
+
+
+def alive(operator: str) -> int:
+    """Operators of a class, by its name: of those that OpenVINO may call."""
+    gc.collect()
+    return sum(type(thing).__name__ == operator for thing in gc.get_objects())
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_large_map_is_a_tensor_of_openvinos(tiny_fused: Path, tmp_path: Path, missing, precision: str) -> None:
+    if precision not in available_precisions("openvino"):
+        missing("bf16", "this CPU has none")
+    sizes = (1, 6, 5, 4, 260, 270, 2.5)  # 70,000 pixels of 32 padded channels
+    # numbers that bfloat16 holds exactly: with open axes OpenVINO rounds others elsewhere
+    cut = [(tensor.numpy().view(np.uint32) & 0xFFFF0000).view(np.float32) for tensor in inputs(sizes)]
+    fed = {f"in{i}": array for i, array in enumerate(cut)}
+    spec, results = resolve(tiny_fused).spec, []
+    for axes, operator in (((), "AttendPacked"), (OPEN_AXES, "SampleAttention")):
+        onnx.save(one_node(sizes, axes=axes), tmp_path / "node.onnx")
+        artifact = Artifact("node", spec, {"onnx": tmp_path / "node.onnx"})
+        with open_engine(artifact, "openvino", EngineOptions(precision=precision, threads=2)) as engine:
+            assert alive(operator) > 0
+            results.append(engine.run(fed)["attended"])
+        assert alive(operator) == 0
+    # the whole call is tested against the definition; in two steps sums may be rounded in another order
+    step = {"fp32": 0.0, "bf16": 2**-8}[precision]
+    np.testing.assert_allclose(results[0], results[1], rtol=step, atol=2e-5)
