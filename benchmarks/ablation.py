@@ -85,6 +85,7 @@ def one(args: argparse.Namespace, name: str, seed: int) -> dict[str, Any]:
         output=folder,
         network=dataclasses.replace(VARIANTS[args.variant], **network),
         epochs=args.epochs,
+        validate_every=args.epochs,  # the last alone, whose score has to be
         crop=tuple(args.crop),
         batch=args.batch,
         lr=args.lr,
