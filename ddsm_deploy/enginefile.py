@@ -72,7 +72,7 @@ class EngineRecord:
         target: of `TARGETS`; also the backend that runs it.
         version: of the library that built it, and that must run it unless ``version_compatible`` is among the options.
         spec: of the model; its precision is the engine's, and its provenance's ``target`` is `target`.
-        onnx_sha256: of the ONNX file it was made from.
+        onnx_sha256: of the ONNX file it was made from (see `onnxweights.model_sha256`).
         graph_sha256: of the graph that was built, after conversion to the engine's precision.
         compute_capabilities: of the GPUs for which it was built, as ``86``.
         gpu: the GPU on which it was built; empty where there was none.

@@ -32,7 +32,7 @@ class EvalResult:
 
     Attributes:
         model: its name.
-        sha256: of the file that ran; None where a caller made the segmenter's engine.
+        sha256: of the file that ran (see `onnxweights.model_sha256`); None where a caller made the segmenter's engine.
         backend: what ran it.
         precision: what really ran.
         sampling: likewise; see `ddsm_deploy.engines.Engine`.

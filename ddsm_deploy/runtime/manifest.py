@@ -32,7 +32,7 @@ class Identity:
 
     Attributes:
         model: its name, for people.
-        sha256: of the model file that runs.
+        sha256: of the model file that runs (see `onnxweights.model_sha256`).
         settings: names and values, for instance ``{"fit": "stretch", "precision": "fp32"}``.
     """
 

@@ -96,7 +96,7 @@ class Served:
 
     Attributes:
         file: the file.
-        sha256: of its bytes.
+        sha256: which model it is (see `onnxweights.model_sha256`).
         spec: of the model.
         sampling: how it samples on the server.
         inputs: names, types and shapes, -1 for an open axis; the first axis is the batch.
