@@ -70,8 +70,7 @@ def read_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Image:
         size = _check_regular(path)
         with path.open("rb") as file:
             kind, height, width = _header(file, path, max_pixels)
-            if size > max_pixels * _BYTES_PER_PIXEL + _METADATA_BYTES:
-                raise InputError(f"{path}: {size >> 20} MiB hold no image within the limit of {max_pixels} pixels")
+            check_bytes(size, path, max_pixels)
             file.seek(0)
             data = file.read()
     except OSError as exc:
@@ -92,6 +91,18 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS, name: str = "the 
     if not data:
         raise InputError(f"{name}: empty")
     return _decoded(data, _header(io.BytesIO(data), name, max_pixels), name, upright)
+
+
+def check_bytes(size: int, name: str | Path, max_pixels: int = MAX_PIXELS) -> None:
+    """Refuses a file by its size in bytes, before it is read.
+
+    Raises:
+        InputError: it is empty, or larger than the largest image within the limit.
+    """
+    if size == 0:
+        raise InputError(f"{name}: the file is empty")
+    if size > max_pixels * _BYTES_PER_PIXEL + _METADATA_BYTES:
+        raise InputError(f"{name}: {size >> 20} MiB hold no image within the limit of {max_pixels} pixels")
 
 
 def read_labels(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Labels:

@@ -23,7 +23,7 @@ LAYERS = (
     ("model", "packing", "frames"),
     ("export", "engines", "train"),
     ("runtime",),
-    ("evaluate", "ros2", "serve"),
+    ("evaluate", "ray", "ros2", "serve"),
     ("optimize",),
     ("cli",),
     ("__init__", "__main__"),
@@ -51,6 +51,9 @@ HOMES = {
     "av": ("streams/video.py", "runtime/sinks/video.py"),
     "rosbags": ("streams/bag.py", "runtime/sinks/bag.py"),
     "rerun": ("runtime/sinks/rerun.py",),
+    "ray": ("ray/",),
+    "pyarrow": ("ray/",),
+    "fsspec": ("ray/",),
     "cyclonedds": ("ros2/cyclonedds.py", "ros2/messages.py"),
     "rclpy": ("ros2/rclpy.py",),
     "fastapi": ("serve/",),
@@ -64,7 +67,19 @@ HOMES = {
 }
 """Where a package may be imported, inside functions included."""
 
-HEAVY = ("torch", "timm", "lightning", "onnx", "onnxruntime", "openvino", "cv2", "cyclonedds", "rclpy", "fastapi")
+HEAVY = (
+    "torch",
+    "timm",
+    "lightning",
+    "onnx",
+    "onnxruntime",
+    "openvino",
+    "cv2",
+    "cyclonedds",
+    "rclpy",
+    "fastapi",
+    "ray",
+)
 COMMANDS = (
     "train",
     "export",

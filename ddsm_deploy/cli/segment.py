@@ -9,6 +9,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -29,10 +30,11 @@ def segment(
         typer.Argument(
             metavar="SOURCE...",
             help="Images, folders (searched recursively) or globs; or one stream: a video, a recording (.mcap, .db3, "
-            ".bag, a rosbag2 folder), a camera's number, an address (rtsp://, http://...), a GStreamer pipeline.",
+            ".bag, a rosbag2 folder), a camera's number, an address (rtsp://, http://...), a GStreamer pipeline; with "
+            "--engine ray also URIs (s3://, gs://, hdfs://...) of images.",
         ),
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")],
+    output: Annotated[str, typer.Option("--output", "-o", help="Folder for the results; with ray also a URI.")],
     model: Model = "ddsm-lite0",
     backend: Backend = "auto",
     precision: Precision = None,
@@ -45,7 +47,9 @@ def segment(
     polygons: Annotated[str | None, typer.Option(help="Also write outlines: geojson or coco.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Make anew what is there.")] = False,
     fit: Fit = "stretch",
-    threads: Annotated[int | None, typer.Option(min=1, help="Frames worked on side by side; one a core.")] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Frames worked on side by side, with ray by each worker; one a core.")
+    ] = None,
     max_pixels: Annotated[int, typer.Option(min=1, help="Refuse larger images.")] = 100_000_000,
     json_file: Annotated[str | None, typer.Option("--json", help="Write a summary; - is standard output.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print failures only.")] = False,
@@ -62,9 +66,20 @@ def segment(
         str | None, typer.Option(help="Of a stream: every, or latest (drop what waits); latest if live.")
     ] = None,
     max_frames: Annotated[int | None, typer.Option(min=1, help="Of a stream: stop after so many frames.")] = None,
+    engine: Annotated[str, typer.Option(help="local, or ray: worker processes, here or on a cluster.")] = "local",
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="With ray: processes, each with the model loaded; one a machine.")
+    ] = None,
+    batch: Annotated[
+        int | None, typer.Option(min=1, help="With ray: frames handed to a worker at once.", show_default="32")
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="With ray: a cluster to join, or auto; else one is started.")
+    ] = None,
 ) -> None:
     """Segment images or a stream: masks with class ids, and more on request; run again to resume."""
     from ddsm_deploy.cli.interrupt import first_interrupt_asks
+    from ddsm_deploy.cli.onray import Spread, ray_run
     from ddsm_deploy.cli.render import write_json
     from ddsm_deploy.cli.stream import Wanted, segment_one_stream, stream_of
     from ddsm_deploy.runtime.outputs import Products
@@ -73,7 +88,7 @@ def segment(
 
     products = Products(color=color, overlay=overlay, confidence=confidence, polygons=polygons)
     options = SegmentOptions(
-        output=output, products=products, overwrite=overwrite, workers=threads, max_pixels=max_pixels
+        output=Path(output), products=products, overwrite=overwrite, workers=threads, max_pixels=max_pixels
     )
     opened: dict[str, Any] = {
         "model": model,
@@ -96,12 +111,14 @@ def segment(
         rerun=rerun,
         max_frames=max_frames,
     )
-    if (one := stream_of(source, wanted, max_pixels)) is not None:
+    spread = Spread(engine=engine, workers=workers, batch=batch, address=address)
+    spread.check(source, output, wanted)
+    if engine == "local" and (one := stream_of(source, wanted, max_pixels)) is not None:
         segment_one_stream(
             one,
             wanted,
             products,
-            output=output,
+            output=options.output,
             opened=opened,
             threads=threads,
             overwrite=overwrite,
@@ -109,14 +126,17 @@ def segment(
             quiet=quiet,
         )
         return
+    run: Callable[..., SegmentSummary] = partial(segment_files, source, options=options)
+    if engine == "ray":
+        run = ray_run(spread, source, output, options)
     with open_for_batch(workers=threads, **opened) as segmenter:
         with first_interrupt_asks() as stop, _native_messages_apart() as native, _progress(quiet) as progress:
-            summary = segment_files(source, segmenter, options, progress=progress, stop=stop)
+            summary = run(segmenter=segmenter, progress=progress, stop=stop)
         choice = segmenter.choice
         ran = {key: getattr(segmenter, key) for key in ("backend", "precision", "sampling", "choice")}
         facts = {**summary.to_json(), **ran}
 
-    _print_failures(summary, native)
+    _print_failures(summary, native if engine == "local" else Counter())
     if not quiet:
         print(_summary_line(summary, choice), file=sys.stderr if json_file == "-" else sys.stdout)
     if json_file is not None:

@@ -39,6 +39,11 @@ class Wanted:
         """Whether one was given that makes a stream even of a folder of images."""
         return self.video or self.bag or self.lines or self.show or self.rerun
 
+    @property
+    def any(self) -> bool:
+        """Whether one was given at all."""
+        return bool(self.only_for_streams or self.policy or self.topic or self.max_frames or not self.masks)
+
 
 def stream_of(words: list[str], wanted: Wanted, max_pixels: int) -> Source | None:
     """The stream that the words on the command line stand for, opened; None where they stand for images.
@@ -55,7 +60,7 @@ def stream_of(words: list[str], wanted: Wanted, max_pixels: int) -> Source | Non
     if streams or (wanted.only_for_streams and len(words) == 1):
         report = lambda line: print(line, file=sys.stderr)  # noqa: E731
         return open_source(words[0], topic=wanted.topic, report=report, max_pixels=max_pixels)
-    if wanted.only_for_streams or wanted.policy or wanted.topic or wanted.max_frames or not wanted.masks:
+    if wanted.any:
         raise ConfigError("options of streams need one stream, or one folder, as the source")
     return None
 

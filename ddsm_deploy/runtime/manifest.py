@@ -67,13 +67,14 @@ class Manifest:
         path: the file; made where missing.
         identity: of this run.
         overwrite: whether records that are there are void, whoever made them.
+        place: what messages call the output folder; None is the one that `path` lies in.
 
     Raises:
         ConfigError: the folder was made by another model or with other settings, or another run has it open.
         InputError: the file can't be read or written.
     """
 
-    def __init__(self, path: Path, *, identity: Identity, overwrite: bool = False) -> None:
+    def __init__(self, path: Path, *, identity: Identity, overwrite: bool = False, place: str | None = None) -> None:
         self.path = path
         try:
             self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
@@ -87,7 +88,7 @@ class Manifest:
                 made_at = there.settings.get("precision")
                 go_on = "" if made_at == identity.settings.get("precision") else f"--precision {made_at} to go on, "
                 raise ConfigError(
-                    f"{path.parent} was made otherwise: {'; '.join(differences)}; "
+                    f"{place or path.parent} was made otherwise: {'; '.join(differences)}; "
                     f"take another output folder, {go_on}or --overwrite to make it anew"
                 )
             if there is None or overwrite:

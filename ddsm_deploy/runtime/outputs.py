@@ -12,9 +12,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import itertools
 import json
-import os
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -46,7 +45,6 @@ _FLAT_PNG = (
 _SMOOTH_PNG = (cv2.IMWRITE_PNG_COMPRESSION, 1)
 
 _TEMPORARY = (".ddsm-", ".part")
-_numbers = itertools.count()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -168,7 +166,12 @@ def write_files(root: Path, files: Mapping[str, bytes]) -> None:
 
 def temporary_beside(target: Path) -> Path:
     """A fresh name in the folder of `target`, short whatever the target's length, that `remove_temporaries` knows."""
-    return target.with_name(f"{_TEMPORARY[0]}{os.getpid()}-{next(_numbers)}{_TEMPORARY[1]}")
+    return target.with_name(temporary_name())
+
+
+def temporary_name() -> str:
+    """A name for a file that is not whole yet, which no other process takes, on whatever machine."""
+    return f"{_TEMPORARY[0]}{uuid.uuid4().hex}{_TEMPORARY[1]}"
 
 
 def remove_temporaries(root: Path) -> None:

@@ -55,7 +55,7 @@ class SegmentSummary:
     """How a run went.
 
     Attributes:
-        output: the folder written to.
+        output: the folder written to; text where it may be a URI.
         found: inputs found.
         done: inputs segmented now.
         skipped: inputs that an earlier run had finished.
@@ -65,7 +65,7 @@ class SegmentSummary:
         stopped: why it stopped before the end by itself (a full disk), or an empty text.
     """
 
-    output: Path
+    output: Path | str
     found: int
     done: int = 0
     skipped: int = 0
@@ -121,8 +121,8 @@ def segment_files(
     make_folder(options.output)
     identity = identity_of(segmenter)
     with Manifest(options.output / MANIFEST_NAME, identity=identity, overwrite=options.overwrite) as manifest:
-        _check_owners(found, manifest, options.output)
-        _clear(options.output)
+        check_owners(found, manifest, options.output)
+        clear(options.output)
         worker = Worker(segmenter, options, identity)
         todo = [source for source in found if not worker.has_finished(source, manifest)]
         summary = SegmentSummary(output=options.output, found=len(found), skipped=len(found) - len(todo))
@@ -131,12 +131,12 @@ def segment_files(
         begin = time.perf_counter()
         with calm_opencv():
             for frame in _in_order(worker, todo, options.workers or usable_cores(), lambda: _ended(summary, stop)):
-                _collect(frame, manifest, summary)
+                collect(frame, manifest, summary)
                 summary.seconds = time.perf_counter() - begin
                 report(summary)
         summary.interrupted = stop.is_set() and summary.done + len(summary.failures) < len(todo)
         if options.products.polygons == "coco":
-            _join_coco(found, manifest, segmenter, summary)
+            _join_coco(found, manifest, segmenter, options.output, summary)
     return summary
 
 
@@ -243,7 +243,8 @@ def _ended(summary: SegmentSummary, stop: threading.Event) -> bool:
     return stop.is_set() or bool(summary.stopped)
 
 
-def _collect(frame: Frame, manifest: Manifest, summary: SegmentSummary) -> None:
+def collect(frame: Frame, manifest: Manifest, summary: SegmentSummary) -> None:
+    """Puts what a worker gave back into manifest and summary."""
     error = frame.record.get("error", "")
     if frame.hopeless and not summary.stopped:
         summary.stopped = error
@@ -271,14 +272,24 @@ def make_folder(folder: Path) -> None:
         raise InputError(f"{folder}: can't be the output folder ({why})") from exc
 
 
-def _clear(folder: Path) -> None:
+def clear(folder: Path) -> None:
+    """Removes what killed workers left half-written in an output folder.
+
+    Raises:
+        InputError: it can't be.
+    """
     try:
         remove_temporaries(folder)
     except OSError as exc:
         raise InputError(f"{folder}: left-overs of a killed run can't be removed ({exc.strerror or exc})") from exc
 
 
-def _check_owners(found: Sequence[Source], manifest: Manifest, output: Path) -> None:
+def check_owners(found: Sequence[Source], manifest: Manifest, output: Path | str) -> None:
+    """Refuses a run that would write over an earlier one's outputs of other inputs.
+
+    Raises:
+        ConfigError: it would.
+    """
     owners = {record.name: path for path, record in manifest.finished.items()}
     for source in found:
         owner = owners.get(source.name, source.path)
@@ -289,11 +300,13 @@ def _check_owners(found: Sequence[Source], manifest: Manifest, output: Path) -> 
             )
 
 
-def _join_coco(found: Sequence[Source], manifest: Manifest, segmenter: Segmenter, summary: SegmentSummary) -> None:
+def _join_coco(
+    found: Sequence[Source], manifest: Manifest, segmenter: Segmenter, output: Path, summary: SegmentSummary
+) -> None:
     """Makes `COCO_FILE` anew from the parts of all inputs that are finished, by this run or earlier ones."""
     files = Products(polygons="coco").files
-    parts = [summary.output / files(source.name)["polygons"] for source in found if source.path in manifest.finished]
-    target = summary.output / COCO_FILE
+    parts = [output / files(source.name)["polygons"] for source in found if source.path in manifest.finished]
+    target = output / COCO_FILE
     temporary = temporary_beside(target)
     try:
         with temporary.open("x", encoding="utf-8") as file:

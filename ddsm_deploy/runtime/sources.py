@@ -67,7 +67,7 @@ def find_sources(sources: Sequence[str | Path], output: Path) -> list[Source]:
         bases.append(base)
         found.update(paths)
     ordered = sorted(found)
-    names = _names(ordered, os.path.commonpath(bases))
+    names = names_below(ordered, os.path.commonpath(bases))
     return [Source(path, name) for path, name in zip(ordered, names, strict=True)]
 
 
@@ -90,7 +90,7 @@ def _walk(root: str, is_output: Callable[[str], bool]) -> Iterator[str]:
     for folder, folders, files in os.walk(root):
         folders[:] = [name for name in folders if name[0] != "." and not is_output(os.path.join(folder, name))]
         for name in files:
-            if name[0] != "." and _is_image(name):
+            if name[0] != "." and is_image(name):
                 yield os.path.join(folder, name)
 
 
@@ -99,7 +99,7 @@ def _matches(pattern: str, is_output: Callable[[str], bool]) -> Iterator[str]:
         if os.path.isdir(match):
             if not is_output(os.path.abspath(match)):
                 yield from _walk(os.path.abspath(match), is_output)
-        elif _is_image(match) and not is_output(os.path.dirname(match)):
+        elif is_image(match) and not is_output(os.path.dirname(match)):
             yield os.path.abspath(match)
 
 
@@ -120,11 +120,13 @@ def _output_test(base: str, own: str) -> Callable[[str], bool]:
     return is_output
 
 
-def _is_image(name: str) -> bool:
+def is_image(name: str) -> bool:
+    """Whether a file's name ends as an image's does."""
     return os.path.splitext(name)[1].lower() in SUFFIXES
 
 
-def _names(paths: Sequence[str], common: str) -> list[str]:
+def names_below(paths: Sequence[str], common: str) -> list[str]:
+    """The outputs' names of inputs, all of them below the folder `common`."""
     start = len(common.rstrip(os.sep)) + 1
     full = [_shortened(path[start:].replace(os.sep, "/")) for path in paths]
     names = [_shortened(os.path.splitext(path[start:])[0].replace(os.sep, "/")) for path in paths]

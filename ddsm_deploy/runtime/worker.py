@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import errno
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import cv2
 
 from ddsm_deploy.errors import ConfigError, DdsmError
-from ddsm_deploy.images import MAX_PIXELS, read_image
+from ddsm_deploy.images import MAX_PIXELS, Image, read_image
 from ddsm_deploy.runtime.manifest import Finished, Identity, Manifest
 from ddsm_deploy.runtime.outputs import Products, write_files
 from ddsm_deploy.runtime.segmenter import Segmenter
@@ -55,7 +56,10 @@ class Frame:
 
 
 class Worker:
-    """Takes one input from file to files; called from several threads."""
+    """Takes one input from file to files; called from several threads.
+
+    `read` and `write` are all that touches files, for a subclass whose files lie elsewhere.
+    """
 
     def __init__(self, segmenter: Segmenter, options: SegmentOptions, identity: Identity) -> None:
         self.segmenter = segmenter
@@ -85,22 +89,39 @@ class Worker:
             what = f"{source.path}: its outputs can't be written ({exc.strerror or exc})"
             return Frame(_failed(source, what), hopeless=exc.errno in _HOPELESS)
 
+    def read(self, path: str) -> tuple[Image, int, int]:
+        """An input's image, and its file's size in bytes and time of change in nanoseconds.
+
+        Raises:
+            InputError: it can't be read, or is no image.
+        """
+        image = read_image(path, max_pixels=self.options.max_pixels)
+        status = Path(path).stat()
+        return image, status.st_size, status.st_mtime_ns
+
+    def write(self, files: Mapping[str, bytes]) -> None:
+        """Writes outputs (relative path -> bytes), each whole or not at all.
+
+        Raises:
+            OSError: they can't be.
+        """
+        write_files(self.options.output, files)
+
     def _made(self, source: Source) -> dict[str, Any]:
         begin = time.perf_counter()
-        image = read_image(source.path, max_pixels=self.options.max_pixels)
-        status = Path(source.path).stat()
+        image, size, changed = self.read(source.path)
         decoded = time.perf_counter()
         segmentation = self.segmenter.predict(image)
         inferred = time.perf_counter()
         products, files = self.options.products, self.options.products.files(source.name)
         encoded = products.encode(segmentation, image, file_name=_file_name(source))
-        write_files(self.options.output, {files[product]: data for product, data in encoded.items()})
+        self.write({files[product]: data for product, data in encoded.items()})
         times = {"decode": decoded - begin, "infer": inferred - decoded, "encode": time.perf_counter() - inferred}
         return {
             "source": source.path,
             "name": source.name,
-            "bytes": status.st_size,
-            "mtime_ns": status.st_mtime_ns,
+            "bytes": size,
+            "mtime_ns": changed,
             "size": list(segmentation.mask.shape),
             "outputs": list(files.values()),
             "model": self.identity.sha256,

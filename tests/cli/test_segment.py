@@ -309,3 +309,29 @@ def test_the_bar_on_a_terminal(tmp_path: Path, frames: Path, colour_onnx: Path) 
     assert done.returncode == 0
     assert "4/4" in shown
     assert "FPS" in shown
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--workers", "2"], "--workers, --batch and --address are options of --engine ray"),
+        (["--engine", "cloud"], "engine is 'cloud'; expected local or ray"),
+        (["--engine", "ray", "--video"], "options of streams don't go with --engine ray"),
+        (["drive.mp4", "--engine", "ray"], "drive.mp4 is a stream, and --engine ray takes images"),
+        (
+            ["s3://bucket/day1"],
+            "s3://bucket/day1: the local engine takes files of this machine alone",
+        ),
+        (["-o", "gs://bucket/out"], "gs://bucket/out: the local engine"),
+    ],
+)
+def test_what_does_not_go_with_an_engine(frames: Path, tmp_path: Path, words: list[str], told: str) -> None:
+    assert told in one_line(ddsm(frames, "-o", tmp_path / "out", *words))
+
+
+def test_ray_is_not_installed(frames: Path, tmp_path: Path) -> None:
+    code = "import sys; sys.modules['ray'] = None; from ddsm_deploy.cli import main; main()"
+    command = [sys.executable, "-c", code, "segment", str(frames), "-o", str(tmp_path / "out"), "--engine", "ray"]
+    line = one_line(subprocess.run(command, capture_output=True, text=True, timeout=120, check=False))
+    assert line.startswith("ddsm: ray is not usable here (")
+    assert line.endswith("install it with: pip install 'ddsm-deploy[ray]'")

@@ -1,0 +1,1 @@
+"""`ddsm segment --engine ray`: batches through Ray Data, in worker processes on one machine or many."""
