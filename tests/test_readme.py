@@ -72,6 +72,8 @@ def test_ci_finds_the_two_commands() -> None:
 def test_block_runs(block: Block, workplace: Path, shipped_model: Path, need) -> None:
     if "ddsm export" in block.text:
         need("torch")
+    if "--engine ray" in block.text:
+        need("ray")
     command = [sys.executable, "-c"] if block.language == "python" else ["bash", "-euo", "pipefail", "-c"]
     done = _run([*command, block.text], workplace)
     assert done.returncode == 0, done.stderr
