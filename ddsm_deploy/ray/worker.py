@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Self
 from ddsm_deploy.engines import EngineOptions
 from ddsm_deploy.errors import ConfigError, DdsmError, InputError
 from ddsm_deploy.images import Image, check_bytes, decode_image
+from ddsm_deploy.onnxweights import read_whole
 from ddsm_deploy.ray.places import Place, import_pyarrow, reaching
 from ddsm_deploy.runtime.manifest import Identity
 from ddsm_deploy.runtime.outputs import Products
@@ -70,7 +71,8 @@ class Recipe:
         elif segmenter.backend != "triton":
             options = dataclasses.replace(options, threads=1)
         file = segmenter.file
-        return cls(file.name, file.read_bytes(), segmenter.backend, options, segmenter.fit, segmenter.size)
+        whole = read_whole(file) if file.suffix == ".onnx" else file.read_bytes()
+        return cls(file.name, whole, segmenter.backend, options, segmenter.fit, segmenter.size)
 
     def open(self) -> Segmenter:
         """The segmenter, opened in this process.
