@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import hashlib
+import pickle
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -19,6 +23,7 @@ from ddsm_deploy.model.network import build_network
 from ddsm_deploy.spec import ModelSpec, NetworkConfig
 
 Feeds = Mapping[str, npt.NDArray]
+Runner = Callable[[Feeds], list[npt.NDArray]]
 
 SPEC = ModelSpec(
     name="random",
@@ -53,46 +58,50 @@ def random_network(config: NetworkConfig) -> nn.Module:
 
 
 @pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+def checkpoint(shared) -> Callable[..., Path]:
     """`checkpoint(network, half=False)`: a random network's checkpoint, made once. `network` is a fusion, or
     ``detail``: both branches, the level at stride 2, and a larger image inside."""
-    folder = tmp_path_factory.mktemp("checkpoints")
 
-    def make(network: str, *, half: bool = False) -> Path:
-        path = folder / f"{network}{'-half' * half}.safetensors"
-        if not path.exists():
+    def made(network: str, *, half: bool = False) -> Path:
+        name = f"{network}{'-half' * half}.safetensors"
+
+        def make(folder: Path) -> None:
             changes = {"detail": 8, "enlarge": 1.5} if network == "detail" else {"fusion": network}
             config = NetworkConfig(**{**vars(SPEC.network), **changes})
-            save_checkpoint(path, random_network(config), SPEC.replace(network=config), half=half)
-        return path
+            save_checkpoint(folder / name, random_network(config), SPEC.replace(network=config), half=half)
 
-    return make
+        return shared(f"checkpoint-{name}", make) / name
+
+    return made
 
 
 @pytest.fixture(scope="session")
-def exported(checkpoint: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., ExportReport]:
+def exported(checkpoint: Callable[..., Path], shared) -> Callable[..., ExportReport]:
     """`exported(network, half=False, **options)`: the report of an export, made once for each set of arguments."""
-    folder = tmp_path_factory.mktemp("exports")
-    reports: dict[str, ExportReport] = {}
 
-    def make(network: str, *, half: bool = False, **options: object) -> ExportReport:
+    def made(network: str, *, half: bool = False, **options: object) -> ExportReport:
         key = repr((network, half, sorted(options.items())))
-        if key not in reports:
-            path = folder / f"{len(reports)}.onnx"
-            reports[key] = export_onnx(checkpoint(network, half=half), path, ExportOptions(**options))
-        return reports[key]
 
-    return make
+        def make(folder: Path) -> None:
+            report = export_onnx(checkpoint(network, half=half), folder / "model.onnx", ExportOptions(**options))
+            (folder / "report").write_bytes(pickle.dumps(report))
+
+        folder = shared(f"export-{hashlib.sha256(key.encode()).hexdigest()[:16]}", make)
+        report = pickle.loads((folder / "report").read_bytes())
+        return dataclasses.replace(report, path=folder / "model.onnx")
+
+    return made
 
 
-def run_onnxruntime(model: Path | bytes, feeds: Feeds) -> list[npt.NDArray]:
+def onnxruntime_runner(model: Path | bytes) -> Runner:
     import onnxruntime
 
     source = model if isinstance(model, bytes) else str(model)
-    return onnxruntime.InferenceSession(source, providers=["CPUExecutionProvider"]).run(None, dict(feeds))
+    session = onnxruntime.InferenceSession(source, providers=["CPUExecutionProvider"])
+    return lambda feeds: session.run(None, dict(feeds))
 
 
-def run_openvino(model: Path | bytes, feeds: Feeds) -> list[npt.NDArray]:
+def openvino_runner(model: Path | bytes) -> Runner:
     """OpenVINO's ONNX reader knows no functions, so a fused model is written out for it."""
     import openvino
 
@@ -100,14 +109,19 @@ def run_openvino(model: Path | bytes, feeds: Feeds) -> list[npt.NDArray]:
     core = openvino.Core()
     source = core.read_model(inline_sampling(graph).SerializeToString())
     compiled = core.compile_model(source, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    results = compiled(dict(feeds))
-    return [np.array(results[port]) for port in compiled.outputs]
+
+    def infer(feeds: Feeds) -> list[npt.NDArray]:
+        results = compiled(dict(feeds))
+        return [np.array(results[port]) for port in compiled.outputs]
+
+    return infer
 
 
 @pytest.fixture(params=["onnxruntime", "openvino"])
 def run(
     request: pytest.FixtureRequest, need: Callable[[str], None]
 ) -> Callable[[Path | bytes, Feeds], list[npt.NDArray]]:
-    """`run(model, feeds)`: the outputs in the graph's order, on each runtime."""
+    """`run(model, feeds)`: the outputs in the graph's order, on each runtime, which loads a model once in a test."""
     need(request.param)
-    return {"onnxruntime": run_onnxruntime, "openvino": run_openvino}[request.param]
+    runner = functools.cache({"onnxruntime": onnxruntime_runner, "openvino": openvino_runner}[request.param])
+    return lambda model, feeds: runner(model)(feeds)
