@@ -33,12 +33,12 @@ FULL = {"outputs": ALL}
 HALF = {"outputs": ALL, "weights": "fp16", "half": True}
 EXPORTS = {
     "ddsm, float16 weights": ("ddsm", HALF),
-    "ddsm, gather, any batch, rgb": (
-        "ddsm",
+    "ddsm, any batch": ("ddsm", {"outputs": ALL, "dynamic": "batch"}),
+    "ddsm, any batch and size": ("ddsm", {"outputs": ALL, "dynamic": "batch,size"}),
+    "spatial, gather, any batch, rgb": (
+        "spatial",
         {"outputs": ALL, "sampling": "gather", "dynamic": "batch", "channel_order": "rgb"},
     ),
-    "ddsm, any batch and size": ("ddsm", {"outputs": ALL, "dynamic": "batch,size"}),
-    "spatial, any batch": ("spatial", {"outputs": ALL, "dynamic": "batch"}),
     "channel, gather": ("channel", {"outputs": ALL, "sampling": "gather"}),
     "add": ("add", FULL),
     "detail, enlarged": ("detail", FULL),

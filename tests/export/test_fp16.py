@@ -99,7 +99,7 @@ def test_positions_on_a_wide_map_stay_exact(run: Run) -> None:
 
 
 def test_other_outputs_keep_their_types(exported: Callable[..., ExportReport], run: Run) -> None:
-    whole = exported("spatial", dynamic="batch", outputs=OUTPUTS).path
+    whole = exported("ddsm", dynamic="batch", outputs=OUTPUTS).path
     half = to_fp16(onnx.load(whole)).SerializeToString()
     batch = np.random.default_rng(0).integers(0, 256, (2, 64, 96, 3), dtype=np.uint8)
     got, want = (run(model, {"image": batch}) for model in (half, whole))

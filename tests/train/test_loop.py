@@ -18,7 +18,7 @@ from ddsm_deploy.train.config import TrainConfig
 
 
 def command(scenes: Path, output: Path, *extra: str) -> list[str]:
-    network = ["--backbone", "resnet10t", "--no-pretrained", "--size", "64x96", "--batch", "4", "--workers", "0"]
+    network = ["--backbone", "test_efficientnet", "--no-pretrained", "--size", "64x96"]
     base = [
         sys.executable,
         "-m",
@@ -31,7 +31,7 @@ def command(scenes: Path, output: Path, *extra: str) -> list[str]:
         "-o",
         str(output),
     ]
-    return [*base, *network, "--accelerator", "cpu", "--ema", "0.9", *extra]
+    return [*base, *network, "--batch", "4", "--workers", "0", "--accelerator", "cpu", "--ema", "0.9", *extra]
 
 
 def run(*args: str) -> subprocess.CompletedProcess[str]:
