@@ -23,10 +23,10 @@ from ddsm_deploy.datasets import open_dataset
 from ddsm_deploy.evaluate.accuracy import evaluate
 from ddsm_deploy.evaluate.benchmark import BenchOptions, bench
 from ddsm_deploy.export import ExportOptions, export_onnx
-from ddsm_deploy.model.network import VARIANTS
+from ddsm_deploy.model.variants import VARIANTS
 from ddsm_deploy.runtime.segmenter import Segmenter
 from ddsm_deploy.train import TrainConfig, train
-from ddsm_deploy.train.loop import FINAL, LAST
+from ddsm_deploy.train.files import FINAL, LAST
 
 # name -> changes of the network, changes of the training
 ROWS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
+import fcntl
 import hashlib
 import importlib.util
 import os
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 # A shell starts background jobs with Ctrl-C switched off, and processes that tests start would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Threads of OpenMP that wait for each other would keep the cores busy on which the other process' tests run.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 REPO = Path(__file__).parent.parent
 TINY_SIZE = (64, 96)
@@ -121,25 +125,39 @@ def shipped_model(missing: Missing) -> Path:
     return folder
 
 
+def _made_once(place: Path, make: Callable[[Path], None]) -> Path:
+    """Fills the folder `place` by `make(folder)`, unless that has been done; other processes wait for it meanwhile."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with place.with_name(f"{place.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not place.is_dir():
+            half = place.with_name(f"{place.name}.half")
+            shutil.rmtree(half, ignore_errors=True)  # of a run that was stopped
+            half.mkdir()
+            make(half)
+            half.rename(place)
+    return place
+
+
 @pytest.fixture(scope="session")
-def kept(
-    pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[str, list[Path], Callable[[Path], None]], Path]:
-    """`kept(name, sources, make)`: the folder that `make(folder)` filled, in pytest's cache until a source changes."""
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], None]], Path]:
+    """`shared(name, make)`: the folder that `make(folder)` filled, once for all processes of this run."""
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent  # each process has a folder of its own in there
+    return lambda name, make: _made_once(base / "shared" / name, make)
+
+
+@pytest.fixture(scope="session")
+def kept(pytestconfig: pytest.Config, shared) -> Callable[[str, list[Path], Callable[[Path], None]], Path]:
+    """`kept(name, sources, make)`: as `shared`, and in pytest's cache for later runs until a source changes."""
 
     def folder(name: str, sources: list[Path], make: Callable[[Path], None]) -> Path:
         digest = hashlib.sha256()
         for source in sorted(sources):
             digest.update(source.read_bytes())
         cache = getattr(pytestconfig, "cache", None)  # `-p no:cacheprovider` switches it off
-        place = (cache.mkdir(name) if cache else tmp_path_factory.mktemp(name)) / digest.hexdigest()[:16]
-        if not place.is_dir():
-            half = place.with_name(f"{place.name}.{os.getpid()}")
-            half.mkdir()
-            make(half)
-            with contextlib.suppress(OSError):  # another run was first, with the same files
-                half.rename(place)
-        return place
+        return _made_once(cache.mkdir(name) / digest.hexdigest()[:16], make) if cache else shared(name, make)
 
     return folder
 
@@ -169,33 +187,33 @@ def tiny_checkpoint(kept, need, scenes: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_onnx(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory, need) -> Path:
+def tiny_onnx(tiny_checkpoint: Path, shared, need) -> Path:
     """`tiny_checkpoint` as deployed ONNX: static 1×64×96, output `mask`."""
     for module in ("onnx", "onnxscript", "onnxruntime"):
         need(module)
     from ddsm_deploy.export import ExportOptions, export_onnx
 
-    path = tmp_path_factory.mktemp("tiny") / "tiny.onnx"
-    export_onnx(tiny_checkpoint, path, ExportOptions())
-    return path
+    def make(folder: Path) -> None:
+        export_onnx(tiny_checkpoint, folder / "tiny.onnx", ExportOptions())
+
+    return shared("tiny-onnx", make) / "tiny.onnx"
 
 
 @pytest.fixture(scope="session")
-def tiny_fused(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory, need) -> Path:
+def tiny_fused(tiny_checkpoint: Path, shared, need) -> Path:
     """As `tiny_onnx`, with fused sampling."""
     for module in ("onnx", "onnxscript", "onnxruntime"):
         need(module)
     from ddsm_deploy.export import ExportOptions, export_onnx
 
-    path = tmp_path_factory.mktemp("tiny-fused") / "fused.onnx"
-    export_onnx(tiny_checkpoint, path, ExportOptions(sampling="fused"))
-    return path
+    def make(folder: Path) -> None:
+        export_onnx(tiny_checkpoint, folder / "fused.onnx", ExportOptions(sampling="fused"))
+
+    return shared("tiny-fused", make) / "fused.onnx"
 
 
 @pytest.fixture(scope="session")
-def tiny_files(
-    tiny_checkpoint: Path, tiny_onnx: Path, scenes: Path, tmp_path_factory: pytest.TempPathFactory, need
-) -> dict[str, Path]:
+def tiny_files(tiny_checkpoint: Path, tiny_onnx: Path, scenes: Path, shared, need) -> dict[str, Path]:
     """The tiny network in every form that needs no GPU: checkpoint, fp32, fp16, int8 for two backends."""
     need("openvino")
     from ddsm_deploy.artifact import resolve
@@ -205,26 +223,28 @@ def tiny_files(
     from ddsm_deploy.frames import frames_of
     from ddsm_deploy.optimize.quantize import QuantizeOptions, quantize
 
-    folder = tmp_path_factory.mktemp("tiny-forms")
-    files = {"checkpoint": tiny_checkpoint, "fp32": tiny_onnx, "fp16": folder / "half.onnx"}
-    save_graph(to_fp16(load_graph(tiny_onnx)), files["fp16"], resolve(tiny_onnx).spec.replace(precision="fp16"))
-    pictures = frames_of(open_dataset("folder", scenes, ""))
-    for target in ("onnxruntime", "openvino"):
-        files[target] = folder / f"{target}.onnx"
-        # far more than it takes: what these files are for is not their accuracy
-        options = QuantizeOptions(target=target, images=8, changed=10, miou_drop=10, weight_bits=WEIGHT_BITS)
-        quantize(tiny_onnx, files[target], pictures, options)
-    return files
+    targets = ("onnxruntime", "openvino")
+
+    def make(folder: Path) -> None:
+        half = resolve(tiny_onnx).spec.replace(precision="fp16")
+        save_graph(to_fp16(load_graph(tiny_onnx)), folder / "half.onnx", half)
+        pictures = frames_of(open_dataset("folder", scenes, ""))
+        for target in targets:
+            # far more than it takes: what these files are for is not their accuracy
+            options = QuantizeOptions(target=target, images=8, changed=10, miou_drop=10, weight_bits=WEIGHT_BITS)
+            quantize(tiny_onnx, folder / f"{target}.onnx", pictures, options)
+
+    folder = shared("tiny-forms", make)
+    ints = {target: folder / f"{target}.onnx" for target in targets}
+    return {"checkpoint": tiny_checkpoint, "fp32": tiny_onnx, "fp16": folder / "half.onnx", **ints}
 
 
 @pytest.fixture(scope="session")
-def tiny_bundle(tiny_files: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_bundle(tiny_files: dict[str, Path], shared) -> Path:
     """`tiny_files` as one bundle. Not to be written to."""
     from ddsm_deploy.packing import make_bundle
 
-    folder = tmp_path_factory.mktemp("bundles") / "tiny"
-    make_bundle(folder, list(tiny_files.values()))
-    return folder
+    return shared("bundle", lambda folder: make_bundle(folder / "tiny", list(tiny_files.values()))) / "tiny"
 
 
 @pytest.fixture(scope="session")

@@ -22,11 +22,12 @@ from ddsm_deploy.errors import BackendError
 from ddsm_deploy.evaluate.accuracy import EvalResult, evaluate
 from ddsm_deploy.export import ExportOptions, export_onnx, write_bundle
 from ddsm_deploy.frames import frames_of
-from ddsm_deploy.model.network import VARIANTS
+from ddsm_deploy.model.variants import VARIANTS
 from ddsm_deploy.optimize.quantize import TARGETS, QuantizeOptions, quantize
 from ddsm_deploy.packing import make_bundle
 from ddsm_deploy.runtime.segmenter import Segmenter
-from ddsm_deploy.train.loop import FINAL, lightning_precision
+from ddsm_deploy.train.files import FINAL
+from ddsm_deploy.train.loop import lightning_precision
 
 MAX_CHANGED = 0.8  # per cent of the pixels: half of what all layers in INT8 change, and hardly slower
 

@@ -51,12 +51,10 @@ def train(
 
     from ddsm_deploy.cli.render import require
     from ddsm_deploy.errors import ConfigError
+    from ddsm_deploy.model.variants import VARIANTS
     from ddsm_deploy.spec import parse_size
-
-    with require("train"):
-        from ddsm_deploy.model.network import VARIANTS
-        from ddsm_deploy.train import TrainConfig
-        from ddsm_deploy.train import train as run
+    from ddsm_deploy.train import TrainConfig
+    from ddsm_deploy.train import train as run
 
     if variant not in VARIANTS:
         raise ConfigError(f"no variant {variant!r}; there are {', '.join(VARIANTS)}")
@@ -69,37 +67,37 @@ def train(
     }
     network = dataclasses.replace(VARIANTS[variant], **{k: v for k, v in changes.items() if v is not None})
     height, width = parse_size(size)
-    result = run(
-        TrainConfig(
-            data=data,
-            output=output,
-            dataset=dataset,
-            train_split=train_split,
-            val_split=val_split,
-            network=network,
-            init=init,
-            pretrained=pretrained,
-            height=height,
-            width=width,
-            crop=parse_size(crop) if crop else (height, width),
-            scale=scale,
-            rare_crops=rare_crops,
-            epochs=epochs,
-            validate_every=validate_every,
-            batch=batch,
-            lr=lr,
-            backbone_lr=backbone_lr,
-            ema=ema,
-            ohem=ohem,
-            jaccard=jaccard,
-            class_weights=class_weights,
-            precision=precision,
-            workers=workers,
-            devices=devices,
-            accelerator=accelerator,
-            seed=seed,
-            resume=resume,
-        )
+    config = TrainConfig(
+        data=data,
+        output=output,
+        dataset=dataset,
+        train_split=train_split,
+        val_split=val_split,
+        network=network,
+        init=init,
+        pretrained=pretrained,
+        height=height,
+        width=width,
+        crop=parse_size(crop) if crop else (height, width),
+        scale=scale,
+        rare_crops=rare_crops,
+        epochs=epochs,
+        validate_every=validate_every,
+        batch=batch,
+        lr=lr,
+        backbone_lr=backbone_lr,
+        ema=ema,
+        ohem=ohem,
+        jaccard=jaccard,
+        class_weights=class_weights,
+        precision=precision,
+        workers=workers,
+        devices=devices,
+        accelerator=accelerator,
+        seed=seed,
+        resume=resume,
     )
+    with require("train"):
+        result = run(config)
     print(f"best: {result.checkpoint} (val mIoU {result.miou:.2f}, epoch {result.epoch})")
     print(f"last: {result.final} (val mIoU {result.final_miou:.2f})")

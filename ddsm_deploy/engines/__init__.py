@@ -9,6 +9,7 @@ import ctypes
 import dataclasses
 import importlib.metadata
 import importlib.util
+import platform
 import sys
 
 from ddsm_deploy import kernels
@@ -44,6 +45,7 @@ __all__ = [
     "samples",
     "select",
     "usable_backends",
+    "why_untried",
 ]
 
 BACKENDS = ("torch", "onnxruntime", "openvino", "tensorrt", "tensorrt-rtx", "triton")
@@ -196,6 +198,14 @@ def available_precisions(backend: str) -> tuple[str, ...]:
         BackendMissing: it is not installed.
     """
     return _engine_class(backend).precisions()
+
+
+def why_untried(backend: str, precision: str, options: EngineOptions) -> str:
+    """Why a precision that a file of the model has is not worth measuring unasked; empty where it is. Loads nothing."""
+    on_x86 = platform.machine() in ("x86_64", "AMD64")
+    if (backend, precision, options.provider) == ("onnxruntime", "fp16", "cpu") and on_x86:
+        return "onnxruntime fp16 not tried (on x86 it computes in float32 all the same, with conversions between)"
+    return ""
 
 
 def samples(backend: str, artifact: Artifact) -> tuple[str, str]:

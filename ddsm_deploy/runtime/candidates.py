@@ -20,6 +20,7 @@ from ddsm_deploy.engines import (
     open_engine,
     possible_precisions,
     usable_backends,
+    why_untried,
 )
 from ddsm_deploy.errors import ArtifactError, BackendError, ConfigError, DdsmError, InputError
 from ddsm_deploy.runtime.decisions import PASSED_OVER, SLOWER, Trial
@@ -103,7 +104,7 @@ def open_candidates(artifact: Artifact, options: EngineOptions) -> Iterator[Cand
     extra: Engine | None = None
     try:
         for backend in usable_here(artifact, candidates.others):
-            for precision in _precisions(artifact, backend, options):
+            for precision in _precisions(artifact, backend, options, candidates.others):
                 _open(candidates, artifact, backend, dataclasses.replace(options, precision=precision))
         exact = [candidate.engine for candidate in candidates.running if candidate.precision == "fp32"]
         # our own kernels are judged too, beside standard operators
@@ -208,8 +209,9 @@ def _round(candidate: Candidate, frames: Frames) -> list[float]:
     return times[1:]
 
 
-def _precisions(artifact: Artifact, backend: str, options: EngineOptions) -> Sequence[str | None]:
-    """What to try on a backend: what is asked for, or all that it can make here of the files that are for it."""
+def _precisions(artifact: Artifact, backend: str, options: EngineOptions, others: list[str]) -> Sequence[str | None]:
+    """What to try on a backend: what is asked for, or all that it can make here of the files that are for it and that
+    may be quicker than float32; why not the rest is added to `others`."""
     if options.precision is not None:
         return [options.precision]
     possible = possible_precisions(artifact, backend)
@@ -221,7 +223,10 @@ def _precisions(artifact: Artifact, backend: str, options: EngineOptions) -> Seq
         able = available_precisions(backend)
     except BackendError:  # not usable after all: opening it says why
         able = ()
-    return [precision for precision in possible if precision in written or precision.removeprefix("int8+") in able]
+    found = [precision for precision in possible if precision in written or precision.removeprefix("int8+") in able]
+    untried = {precision: why_untried(backend, precision, options) for precision in found}
+    others += filter(None, untried.values())
+    return [precision for precision in found if not untried[precision]]
 
 
 def _open(candidates: Candidates, artifact: Artifact, backend: str, options: EngineOptions) -> None:

@@ -1,6 +1,30 @@
-"""Training: data sets with augmentation, losses, and the loop on Lightning. Imports torch."""
+"""Training: data sets with augmentation, losses, and the loop on Lightning.
+
+Importing this loads no torch; `train` does, once the configuration, the folders and the data have been found right.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 from ddsm_deploy.train.config import TrainConfig
-from ddsm_deploy.train.loop import train
+from ddsm_deploy.train.files import open_run
+
+if TYPE_CHECKING:
+    from ddsm_deploy.train.loop import TrainResult
 
 __all__ = ["TrainConfig", "train"]
+
+
+def train(config: TrainConfig) -> TrainResult:
+    """Runs one training, or goes on with one that was stopped.
+
+    Raises:
+        ConfigError: the output folder holds another run, or there is none to resume.
+        InputError: the data can't be read.
+        KeyboardInterrupt: stopped by Ctrl-C; the last whole epoch is kept, and `resume` goes on from it.
+    """
+    training, validation = open_run(config)
+    from ddsm_deploy.train.loop import fit
+
+    return fit(config, training, validation)

@@ -20,18 +20,14 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.data import DataLoader
 
-from ddsm_deploy.datasets import Dataset, open_dataset
-from ddsm_deploy.errors import ConfigError, InputError
+from ddsm_deploy.datasets import Dataset
 from ddsm_deploy.model.checkpoint import load_weights, read_spec, save_checkpoint
 from ddsm_deploy.model.network import build_network, load_imagenet
 from ddsm_deploy.spec import ModelSpec
 from ddsm_deploy.train.config import TrainConfig
 from ddsm_deploy.train.data import EvalImages, TrainImages, class_weights
+from ddsm_deploy.train.files import BEST, FINAL, LAST
 from ddsm_deploy.train.module import SegmentationTask
-
-LAST = "last.ckpt"
-BEST = "best.safetensors"
-FINAL = "final.safetensors"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,25 +95,8 @@ class KeepBest(Callback):
         self.newest = state_dict.get("newest", self.newest)  # runs begun before there was one go on all the same
 
 
-def train(config: TrainConfig) -> TrainResult:
-    """Runs one training, or goes on with one that was stopped.
-
-    Raises:
-        ConfigError: the output folder holds another run, or there is none to resume.
-        InputError: the data can't be read.
-        KeyboardInterrupt: stopped by Ctrl-C; the last whole epoch is kept, and `resume` goes on from it.
-    """
-    last = config.output / LAST
-    if config.resume and not last.is_file():
-        raise ConfigError(f"{config.output}: nothing to resume (no {LAST})")
-    if not config.resume and last.exists():
-        raise ConfigError(f"{config.output}: holds a run already; go on with it by --resume, or name another folder")
-    try:
-        config.output.mkdir(parents=True, exist_ok=True)
-    except OSError as exc:
-        raise InputError(f"{config.output}: can't be made ({exc.strerror or exc})") from exc
-    training = open_dataset(config.dataset, config.data, config.train_split)
-    validation = open_dataset(config.dataset, config.data, config.val_split)
+def fit(config: TrainConfig, training: Dataset, validation: Dataset) -> TrainResult:
+    """The loop of `ddsm_deploy.train.train`, on the data that `open_run` has found."""
     pl.seed_everything(config.seed, workers=True, verbose=False)
     task = _task(config, training)
     best = KeepBest(config.output)
@@ -130,7 +109,7 @@ def train(config: TrainConfig) -> TrainResult:
     try:
         with _quiet():
             # weights_only: tensors and plain values, nothing in the file is executed
-            trainer.fit(task, *loaders, ckpt_path=last if config.resume else None, weights_only=True)
+            trainer.fit(task, *loaders, ckpt_path=config.output / LAST if config.resume else None, weights_only=True)
     except SystemExit:
         if not trainer.interrupted:
             raise

@@ -1,7 +1,8 @@
-"""Random networks as checkpoints, exported once each, and the two runtimes that read ONNX."""
+"""Random networks, exported once each, and the two runtimes that read ONNX."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -9,90 +10,36 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import pytest
-import torch
-from torch import nn
+from random_network import checkpoint_of, export_of
 
-from ddsm_deploy.export import ExportOptions, ExportReport, export_onnx
+from ddsm_deploy.export import ExportReport
 from ddsm_deploy.export.sampling_function import inline_sampling
-from ddsm_deploy.model.checkpoint import save_checkpoint
-from ddsm_deploy.model.network import build_network
-from ddsm_deploy.spec import ModelSpec, NetworkConfig
 
 Feeds = Mapping[str, npt.NDArray]
-
-SPEC = ModelSpec(
-    name="random",
-    classes=tuple("abcdefghijk"),
-    height=64,
-    width=96,
-    mean=(123.7, 116.3, 103.5),  # unlike each other, so that a swapped channel shows
-    std=(58.4, 50.0, 64.0),
-    network=NetworkConfig(backbone="test_efficientnet", channels=16, sample_channels=8, samples=9, pooled=4),
-)
-
-
-def random_network(config: NetworkConfig) -> nn.Module:
-    """Every gate open, every norm with statistics of its own, logits far apart: nothing that could hide an error."""
-    with torch.random.fork_rng():
-        torch.manual_seed(3)
-        network = build_network(config, len(SPEC.classes))
-        for name, parameter in network.named_parameters():
-            if name.endswith("offset.weight"):
-                nn.init.normal_(parameter, std=0.1)
-            elif name.startswith("fusions") and name.endswith("weight") and not parameter.any():
-                nn.init.uniform_(parameter, 0.5, 1.0)
-        for module in network.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                nn.init.uniform_(module.weight, 0.5, 1.0)
-        nn.init.normal_(network.head[1].weight)
-        network.train()
-        with torch.no_grad():
-            for _ in range(20):  # the norms take up the statistics of what flows through them
-                network(torch.randn(4, 3, 64, 96))
-    return network.eval()
+Runner = Callable[[Feeds], list[npt.NDArray]]
 
 
 @pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """`checkpoint(network, half=False)`: a random network's checkpoint, made once. `network` is a fusion, or
-    ``detail``: both branches, the level at stride 2, and a larger image inside."""
-    folder = tmp_path_factory.mktemp("checkpoints")
-
-    def make(network: str, *, half: bool = False) -> Path:
-        path = folder / f"{network}{'-half' * half}.safetensors"
-        if not path.exists():
-            changes = {"detail": 8, "enlarge": 1.5} if network == "detail" else {"fusion": network}
-            config = NetworkConfig(**{**vars(SPEC.network), **changes})
-            save_checkpoint(path, random_network(config), SPEC.replace(network=config), half=half)
-        return path
-
-    return make
+def checkpoint(shared) -> Callable[..., Path]:
+    """`checkpoint(network, half=False)`: see `checkpoint_of`."""
+    return functools.partial(checkpoint_of, shared)
 
 
 @pytest.fixture(scope="session")
-def exported(checkpoint: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., ExportReport]:
-    """`exported(network, half=False, **options)`: the report of an export, made once for each set of arguments."""
-    folder = tmp_path_factory.mktemp("exports")
-    reports: dict[str, ExportReport] = {}
-
-    def make(network: str, *, half: bool = False, **options: object) -> ExportReport:
-        key = repr((network, half, sorted(options.items())))
-        if key not in reports:
-            path = folder / f"{len(reports)}.onnx"
-            reports[key] = export_onnx(checkpoint(network, half=half), path, ExportOptions(**options))
-        return reports[key]
-
-    return make
+def exported(shared) -> Callable[..., ExportReport]:
+    """`exported(network, half=False, **options)`: see `export_of`."""
+    return functools.partial(export_of, shared)
 
 
-def run_onnxruntime(model: Path | bytes, feeds: Feeds) -> list[npt.NDArray]:
+def onnxruntime_runner(model: Path | bytes) -> Runner:
     import onnxruntime
 
     source = model if isinstance(model, bytes) else str(model)
-    return onnxruntime.InferenceSession(source, providers=["CPUExecutionProvider"]).run(None, dict(feeds))
+    session = onnxruntime.InferenceSession(source, providers=["CPUExecutionProvider"])
+    return lambda feeds: session.run(None, dict(feeds))
 
 
-def run_openvino(model: Path | bytes, feeds: Feeds) -> list[npt.NDArray]:
+def openvino_runner(model: Path | bytes) -> Runner:
     """OpenVINO's ONNX reader knows no functions, so a fused model is written out for it."""
     import openvino
 
@@ -100,14 +47,19 @@ def run_openvino(model: Path | bytes, feeds: Feeds) -> list[npt.NDArray]:
     core = openvino.Core()
     source = core.read_model(inline_sampling(graph).SerializeToString())
     compiled = core.compile_model(source, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    results = compiled(dict(feeds))
-    return [np.array(results[port]) for port in compiled.outputs]
+
+    def infer(feeds: Feeds) -> list[npt.NDArray]:
+        results = compiled(dict(feeds))
+        return [np.array(results[port]) for port in compiled.outputs]
+
+    return infer
 
 
 @pytest.fixture(params=["onnxruntime", "openvino"])
 def run(
     request: pytest.FixtureRequest, need: Callable[[str], None]
 ) -> Callable[[Path | bytes, Feeds], list[npt.NDArray]]:
-    """`run(model, feeds)`: the outputs in the graph's order, on each runtime."""
+    """`run(model, feeds)`: the outputs in the graph's order, on each runtime, which loads a model once in a test."""
     need(request.param)
-    return {"onnxruntime": run_onnxruntime, "openvino": run_openvino}[request.param]
+    runner = functools.cache({"onnxruntime": onnxruntime_runner, "openvino": openvino_runner}[request.param])
+    return lambda model, feeds: runner(model)(feeds)

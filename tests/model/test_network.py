@@ -10,8 +10,9 @@ import torch.nn.functional as F
 
 from ddsm_deploy.errors import ConfigError
 from ddsm_deploy.model.blocks import ChannelBranch, Fusion, SpatialBranch, area_pool, regular_grid
-from ddsm_deploy.model.network import VARIANTS, build_network
+from ddsm_deploy.model.network import build_network
 from ddsm_deploy.model.operator import reference
+from ddsm_deploy.model.variants import VARIANTS
 from ddsm_deploy.spec import NetworkConfig
 
 
