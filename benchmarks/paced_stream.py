@@ -67,7 +67,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--policy", choices=("latest", "every"), default="latest", help="frames that wait")
     parser.add_argument("--load", type=int, default=0, metavar="N", help="busy processes meanwhile")
     parser.add_argument("--data", type=Path, default=FRAMES, help="folder of frames (default: examples/frames)")
-    parser.add_argument("--model", default="ddsm-lite0-fast", help="file, bundle or shipped name (default: %(default)s)")
+    parser.add_argument("--model", default="ddsm-lite0-fast", help="file, bundle or shipped name")
     parser.add_argument("--backend", default="auto")
     parser.add_argument("--precision", help="int8, bf16, fp32…")
     parser.add_argument("--threads", type=int, help="of one inference; else the runtime's choice")
