@@ -122,13 +122,14 @@ def cut(path: str | Path) -> Cut:
 
 
 def read_whole(path: str | Path) -> bytes:
-    """The self-contained form of an ONNX file.
+    """A model's file; of an ONNX file its self-contained form.
 
     Raises:
         ArtifactError: as `cut`.
         OSError: a file can't be read.
     """
-    return b"".join(_whole(cut(path)))
+    found = _referring(path)
+    return Path(path).read_bytes() if found is None else b"".join(_whole(found))
 
 
 def copy_whole(source: str | Path, target: str | Path) -> None:

@@ -153,7 +153,9 @@ def _summary_line(summary: SegmentSummary, choice: str) -> str:
     if left:
         counts += f", {left} left"
     folder = os.fsencode(summary.output).decode("utf-8", "backslashreplace")
-    return f"{summary.found} frames: {counts}; {summary.fps:.1f} FPS; results in {folder}; backend: {choice}"
+    backend, *why = choice.split("; ")
+    rest = "; `ddsm info` tells why" if why else ""  # a clause for each candidate, which the JSON has too
+    return f"{summary.found} frames: {counts}; {summary.fps:.1f} FPS; results in {folder}; backend: {backend}{rest}"
 
 
 def _print_failures(summary: SegmentSummary, native: Counter[str]) -> None:

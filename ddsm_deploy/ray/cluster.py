@@ -16,7 +16,6 @@ from ddsm_deploy.runtime.decisions import usable_cores
 _STARTS = 3
 """Ray gives its own helper processes some 20 seconds to start. On a busy machine the next try finds them in memory."""
 
-
 _KNOCK_SECONDS = 10.0
 
 

@@ -71,8 +71,7 @@ class Recipe:
         elif segmenter.backend != "triton":
             options = dataclasses.replace(options, threads=1)
         file = segmenter.file
-        whole = read_whole(file) if file.suffix == ".onnx" else file.read_bytes()
-        return cls(file.name, whole, segmenter.backend, options, segmenter.fit, segmenter.size)
+        return cls(file.name, read_whole(file), segmenter.backend, options, segmenter.fit, segmenter.size)
 
     def open(self) -> Segmenter:
         """The segmenter, opened in this process.
