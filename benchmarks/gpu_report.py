@@ -4,7 +4,8 @@
 
 It runs the tests that are marked `gpu`, builds the shipped model for this GPU at every precision with each TensorRT
 that is installed, runs each engine beside the float32 model on images, times it, and writes `report.md` and, beside
-it, `report.json`. What fails becomes a line of the report, and the rest goes on.
+it, `report.json`. Where ONNX Runtime has its CUDA provider, the model's ONNX files run there as well. What fails
+becomes a line of the report, and the rest goes on.
 
 With TensorRT it also builds engines that sample in the project's own CUDA kernel, a plugin that is experimental, and
 sets them beside those that sample with GridSample. A model without such nodes is exported anew, by torch, if it has a
@@ -28,21 +29,29 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ddsm_deploy.artifact import Artifact, resolve
-from ddsm_deploy.engines import BackendStatus, usable_backends
+from ddsm_deploy.engines import BackendStatus, EngineOptions, open_engine, usable_backends
 from ddsm_deploy.engines.cuda import Gpu, require_gpu
+from ddsm_deploy.engines.tensorrt import why_no_engines
 from ddsm_deploy.errors import BackendError, DdsmError
 from ddsm_deploy.evaluate.benchmark import BenchOptions, bench
 from ddsm_deploy.evaluate.machine import machine_facts
+from ddsm_deploy.evaluate.verify import MAX_CHANGED
 from ddsm_deploy.frames import frames_in
+from ddsm_deploy.images import read_image
 from ddsm_deploy.onnxfile import read_spec
 from ddsm_deploy.optimize.build import BuildOptions, build_engine
 from ddsm_deploy.optimize.buildoptions import PRECISIONS
 from ddsm_deploy.optimize.quantize import QuantizeOptions, quantize
+from ddsm_deploy.runtime.segmenter import Segmenter
 
 REPO = Path(__file__).parent.parent
 TARGETS = ("tensorrt", "tensorrt-rtx")
+CUDA_PROVIDER = "onnxruntime cuda"
 PLUGIN_PRECISIONS = ("fp32", "fp16")
+PROVIDER_PRECISIONS = ("fp32", "fp16", "int8")
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -68,15 +77,16 @@ def main() -> int:
     options = _arguments()
     try:
         gpu = require_gpu()
-        targets = [status for status in usable_backends() if status.backend in TARGETS and status.available]
+        targets, reasons = _targets(gpu)
         if not targets:
-            raise BackendError("neither tensorrt nor tensorrt-rtx is installed; this command installs nothing")
+            raise BackendError(f"{'; '.join(reasons)}; this command installs nothing")
     except DdsmError as exc:
         print(f"gpu_report: {exc}; nothing was run and no report written", file=sys.stderr)
         return 1
     say = _sayer()
     say(f"{gpu}; {', '.join(f'{t.backend} {t.version}' for t in targets)}")
     result: dict[str, Any] = {"gpu": str(gpu), "libraries": {t.backend: t.version for t in targets}}
+    result["left_out"] = reasons
     result["machine"] = machine_facts()
     result["tests"] = {"skipped": "by --no-tests"} if options.no_tests else _tests(say)
     rows, result["plugin"] = _rows(gpu, targets, options, say)
@@ -87,6 +97,28 @@ def main() -> int:
     beside.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     say(f"wrote {options.output} and {beside}")
     return exit_code(result)
+
+
+def _targets(gpu: Gpu) -> tuple[list[BackendStatus], list[str]]:
+    """What can run a model on this GPU, and why the rest can't."""
+    targets, reasons = [], []
+    for status in usable_backends():
+        reason = status.reason
+        if status.available and status.backend in TARGETS:
+            reason = why_no_engines(status.backend, gpu)
+        elif status.available and status.backend == "onnxruntime":
+            status, reason = _provider(status)
+        if status.backend in (*TARGETS, CUDA_PROVIDER, "onnxruntime"):
+            reasons.append(reason) if reason else targets.append(status)
+    return targets, reasons
+
+
+def _provider(status: BackendStatus) -> tuple[BackendStatus, str]:
+    import onnxruntime as ort
+
+    if "CUDAExecutionProvider" not in ort.get_available_providers():
+        return status, "the installed onnxruntime has no CUDA provider (onnxruntime-gpu has)"
+    return dataclasses.replace(status, backend=CUDA_PROVIDER), ""
 
 
 def exit_code(result: dict[str, Any]) -> int:
@@ -101,7 +133,12 @@ def _rows(
 ) -> tuple[list[Row], dict[str, str]]:
     """All engines, and why none of them has the plugin, where none has."""
     precisions = options.precision or PRECISIONS
-    rows = [Row(target=status.backend, precision=precision) for status in targets for precision in precisions]
+    rows = [
+        Row(target=status.backend, precision=precision)
+        for status in targets
+        for precision in precisions
+        if status.backend in TARGETS or precision in PROVIDER_PRECISIONS
+    ]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         plain = resolve(options.model)
@@ -113,6 +150,9 @@ def _rows(
         for row in rows:
             say(f"{row.target} {row.precision} {row.sampling}")
             try:
+                if row.target == CUDA_PROVIDER:
+                    _fill_from_provider(row, model, options)
+                    continue
                 _fill(row, fused if fused is not None and row.sampling == "fused" else model, gpu, folder, options)
             except DdsmError as exc:
                 row.error = str(exc)
@@ -153,6 +193,37 @@ def _with_int8(model: Artifact, folder: Path, options: argparse.Namespace, say: 
     return dataclasses.replace(model, variants=(*model.variants, made))
 
 
+def _fill_from_provider(row: Row, model: Artifact, options: argparse.Namespace) -> None:
+    """The row of an ONNX file as it is, on ONNX Runtime's CUDA provider."""
+    target = "tensorrt" if row.precision == "int8" else None  # signed, as GPUs compute it
+    chosen = model.pick("onnx", precisions=(row.precision,), target=target)
+    if chosen is None:
+        raise BackendError(f"{model.name} has no {row.precision} file")
+    images = [read_image(frame.path) for frame in frames_in(options.images)][:64]
+    with (
+        Segmenter.open(model, backend="onnxruntime", precision="fp32") as reference,
+        Segmenter.open(chosen, backend="onnxruntime", options=EngineOptions(provider="cuda")) as segmenter,
+    ):
+        expected = [reference.predict(image).mask for image in images]
+        wrong = [(segmenter.predict(image).mask != mask).mean() for image, mask in zip(images, expected, strict=True)]
+        row.changed = 100 * float(np.mean(wrong))
+        row.within = row.changed <= MAX_CHANGED[row.precision]
+        size = (segmenter.spec.height, segmenter.spec.width)
+        feed = np.zeros((1, *size, 3), np.uint8)
+        whole = [_ms(lambda i=i: segmenter.predict(images[i % len(images)])) for i in range(options.runs)]
+    with open_engine(chosen, "onnxruntime", EngineOptions(provider="cuda")) as engine:
+        engine.run({"image": feed})
+        row.infer_ms = float(np.median([_ms(lambda: engine.run({"image": feed})) for _ in range(options.runs)]))
+    row.p50_ms, row.p99_ms = (float(np.percentile(whole, share)) for share in (50, 99))
+    row.fps = 1000 * len(whole) / sum(whole)
+
+
+def _ms(call: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    call()
+    return 1000 * (time.perf_counter() - start)
+
+
 def _fill(row: Row, model: Artifact, gpu: Gpu, folder: Path, options: argparse.Namespace) -> None:
     engine = folder / f"{row.target}.{row.precision}.{row.sampling}.engine"
     build = BuildOptions(
@@ -185,7 +256,9 @@ def _tests(say: Callable[[str], None]) -> dict[str, Any]:
     if importlib.util.find_spec("pytest") is None:
         return {"exit_code": 1, "summary": "pytest is not installed here, so no test was run"}
     say("tests")
-    command = [sys.executable, "-m", "pytest", "-m", "gpu", "--require", "gpu", "-q", "-rfEs", "--tb=short"]
+    # these files alone: others want modules at import that may be missing here
+    files = [str(path) for path in sorted((REPO / "tests").rglob("test_*.py")) if "mark.gpu" in path.read_text("utf-8")]
+    command = [sys.executable, "-m", "pytest", "-m", "gpu", "--require", "gpu", "-q", "-rfEs", "--tb=short", *files]
     done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, check=False)
     lines = [line for line in done.stdout.splitlines() if line.strip()]
     return {"exit_code": done.returncode, "summary": lines[-1] if lines else "", "output": done.stdout + done.stderr}
@@ -199,6 +272,7 @@ def markdown(result: dict[str, Any]) -> str:
         "# Engines on a GPU",
         "",
         f"{result['gpu']}; {libraries}; {machine['cpu']}, {machine['system']}; {machine['started']}.",
+        *(f"Left out: {reason}." for reason in result["left_out"]),
         "",
         f"Tests marked `gpu`: {tests.get('summary') or tests.get('skipped')}"
         + (f" (exit code {tests['exit_code']})." if "exit_code" in tests else "."),

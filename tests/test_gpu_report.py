@@ -36,6 +36,7 @@ def row(**fields: Any) -> dict[str, Any]:
 RESULT: dict[str, Any] = {
     "gpu": "NVIDIA RTX A2000 (compute capability 86, driver for CUDA 13.0)",
     "libraries": {"tensorrt": "10.13.3.9"},
+    "left_out": ["tensorrt-rtx needs a cable"],
     "machine": {"cpu": "a CPU", "system": "Linux", "started": "2026-11-25T12:00:00Z"},
     "tests": {"exit_code": 0, "summary": "12 passed", "output": "12 passed"},
     "rows": [
@@ -74,6 +75,7 @@ def test_without_a_gpu_it_says_so_and_writes_nothing(tmp_path: Path, need, missi
 def test_the_report_people_read(report: ModuleType) -> None:
     text = report.markdown(RESULT)
     assert "NVIDIA RTX A2000 (compute capability 86, driver for CUDA 13.0); tensorrt 10.13.3.9; a CPU, Linux" in text
+    assert "Left out: tensorrt-rtx needs a cable." in text
     assert "Tests marked `gpu`: 12 passed (exit code 0)." in text
     assert "| tensorrt | fp16 | portable | 41 | 9.3 | 0.03 | yes | 1.23 | 2.00 | 0.90 | 800 | 90 Conv Half |" in text
     assert "| tensorrt | int8 | portable | – | – | – | – | – | – | – | – | – |" in text

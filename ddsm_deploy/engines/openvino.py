@@ -12,6 +12,7 @@ from ddsm_deploy import kernels
 from ddsm_deploy.artifact import Artifact
 from ddsm_deploy.engines.base import Array, BaseEngine, EngineOptions, TensorInfo, choose_outputs, graph_sampling
 from ddsm_deploy.engines.openvino_import import ov
+from ddsm_deploy.engines.openvino_mask import join_mask
 from ddsm_deploy.engines.openvino_op import pool_problem
 from ddsm_deploy.engines.openvino_reader import SamplingReader
 from ddsm_deploy.errors import ArtifactError, BackendError
@@ -47,6 +48,8 @@ class OpenVinoEngine(BaseEngine):
             model = core.read_model(str(path))
         except RuntimeError as exc:
             raise ArtifactError(f"{path}: openvino can't read it: {_last_line(exc)}") from exc
+        if options.sampling != "portable" and not problem:  # who asks for that wants none of our kernels
+            join_mask(model, reader, float_type)
         try:
             self._compiled: Any = core.compile_model(model, "CPU", _settings(float_type, artifact, options))
         except RuntimeError as exc:

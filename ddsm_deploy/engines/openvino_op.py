@@ -1,4 +1,7 @@
-"""Dynamic sampling as operators of OpenVINO's that run on our kernels. Dimension letters: see `model/operator.py`."""
+"""Dynamic sampling, and the step to classes, as operators of OpenVINO's that run on our kernels.
+
+Dimension letters: see `model/operator.py`.
+"""
 
 from __future__ import annotations
 
@@ -65,6 +68,36 @@ class _OnKernels(ov.Op):  # type: ignore[misc]
     Args:
         inputs: nodes.
         keeper: what keeps the operator and OpenVINO's copies of it.
+        settings: what else it needs, the same for every copy.
+    """
+
+    def __init__(self, inputs: list[Any], keeper: weakref.ref[Keeper], *settings: Any) -> None:
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(_STAND_IN))
+        self._keeper, self._settings = keeper, settings
+        super().__init__(_STAND_IN, inputs)
+        owner = keeper()
+        if owner is not None:
+            owner.keep(self)
+
+    def clone_with_new_inputs(self, inputs: list[Any]) -> Any:
+        """A copy, as OpenVINO wants one for each model that it derives."""
+        return type(self)(inputs, self._keeper, *self._settings)
+
+    def visit_attributes(self, _: Any) -> bool:
+        """It has none."""
+        return True
+
+    def has_evaluate(self) -> bool:
+        """Yes: `evaluate` is how it runs."""
+        return True
+
+
+class _Sampling(_OnKernels):
+    """What those that sample have in common.
+
+    Args:
+        inputs: nodes.
+        keeper: see `_OnKernels`.
         positions: added to query and key; None where there is none to add.
         sizes: of the call; None where they are known at inference alone.
     """
@@ -76,28 +109,12 @@ class _OnKernels(ov.Op):  # type: ignore[misc]
         positions: tuple[PositionTables | None, PositionTables | None],
         sizes: kernels.Sizes | None = None,
     ) -> None:
-        ctypes.pythonapi.Py_IncRef(ctypes.py_object(_STAND_IN))
-        self._keeper, self._tables, self._sizes = keeper, positions, sizes
+        self._sizes = sizes
         self._positions = (_position(positions[0]), _position(positions[1]))
-        super().__init__(_STAND_IN, inputs)
-        owner = keeper()
-        if owner is not None:
-            owner.keep(self)
-
-    def clone_with_new_inputs(self, inputs: list[Any]) -> Any:
-        """A copy, as OpenVINO wants one for each model that it derives."""
-        return type(self)(inputs, self._keeper, self._tables, self._sizes)
-
-    def visit_attributes(self, _: Any) -> bool:
-        """It has none."""
-        return True
-
-    def has_evaluate(self) -> bool:
-        """Yes: `evaluate` is how it runs."""
-        return True
+        super().__init__(inputs, keeper, positions, sizes)  # the tables, to whose memory the positions point
 
 
-class SampleAttention(_OnKernels):
+class SampleAttention(_Sampling):
     """`dynamic_sample_attention` of query, key, value and offset."""
 
     class_type_info = ov.DiscreteTypeInfo(SAMPLING_OP, SAMPLING_DOMAIN)
@@ -122,7 +139,7 @@ class SampleAttention(_OnKernels):
         return True
 
 
-class PackMaps(_OnKernels):
+class PackMaps(_Sampling):
     """The first half, of key and value: both as one map, in a tensor of as many bytes as the kernels want."""
 
     class_type_info = ov.DiscreteTypeInfo("PackMaps", SAMPLING_DOMAIN)
@@ -141,7 +158,7 @@ class PackMaps(_OnKernels):
         return True
 
 
-class AttendPacked(_OnKernels):
+class AttendPacked(_Sampling):
     """The second half, of query, packed key and value, and offset."""
 
     class_type_info = ov.DiscreteTypeInfo("AttendPacked", SAMPLING_DOMAIN)
@@ -160,6 +177,31 @@ class AttendPacked(_OnKernels):
         kernels.attend(
             self._sizes, view, _packed(packed, view.type), _view(offset), out, _pool(), position=self._positions[0]
         )
+        return True
+
+
+class ClassMap(_OnKernels):
+    """Logits B×Y×X×C -> the class of each pixel of a map of another size, B×Y'×X' uint8; its setting is (Y', X')."""
+
+    class_type_info = ov.DiscreteTypeInfo("ClassMap", SAMPLING_DOMAIN)
+
+    def __init__(self, inputs: list[Any], keeper: weakref.ref[Keeper], size: tuple[int, int]) -> None:
+        self._size = size
+        super().__init__(inputs, keeper, size)
+
+    def validate_and_infer_types(self) -> None:
+        """A mask of the batch of the logits."""
+        batch = self.get_input_partial_shape(0)[0]
+        self.set_output_type(0, ov.Type.u8, ov.PartialShape([batch, *self._size]))
+
+    def evaluate(self, outputs: list[Any], inputs: list[Any]) -> bool:
+        """Runs it, as `SampleAttention.evaluate`."""
+        logits = inputs[0].data
+        batch, rows, columns, classes = logits.shape
+        if outputs[0].shape[0] != batch:
+            outputs[0].shape = (batch, *self._size)
+        sizes = kernels.MapSizes(batch, classes, rows, columns, *self._size)
+        kernels.class_map(sizes, _view(logits), outputs[0].data.ctypes.data, _pool())
         return True
 
 

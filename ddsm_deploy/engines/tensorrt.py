@@ -4,7 +4,8 @@ A call copies its images to pinned memory, and from there on everything is one s
 engine, back. An engine of fixed sizes is recorded as a CUDA graph once and launched since; TensorRT-RTX does that by
 itself, and compiles its kernels for the GPU at the first run, which a cache on disk spares all later processes.
 
-No machine with a GPU has run this file yet: what needs none is tested, the rest is marked `gpu` in the tests.
+No GPU has run an engine yet: what needs none is tested, the rest is marked `gpu` in the tests. On an H100 TensorRT-RTX
+1.7.1 refuses every engine, as it has none for that GPU; `why_no_engines` knows that beforehand.
 """
 
 from __future__ import annotations
@@ -63,6 +64,8 @@ class TensorRtEngine(BaseEngine):
         self._logger = _logger(trt)
         self._check_fit(path, trt.__version__, None)  # what needs no GPU to be seen comes first
         self.gpu = cuda.require_gpu()
+        if reason := why_no_engines(self.backend, self.gpu):
+            raise BackendError(reason)
         self._check_fit(path, trt.__version__, self.gpu.compute_capability)
         self._engine: Any = _deserialize(trt, self._logger, self.record, path)
         tensors = _tensors(trt, self._engine)
@@ -88,8 +91,8 @@ class TensorRtEngine(BaseEngine):
     @classmethod
     def precisions(cls) -> tuple[str, ...]:
         """See `BaseEngine.precisions`: what engines of a float32 model can be built at."""
-        load_library(cls.backend)
-        cuda.require_gpu()
+        if reason := why_no_engines(cls.backend, cuda.require_gpu()):
+            raise BackendError(reason)
         return ("fp32", "fp16")
 
     def run_device(self, feeds: Mapping[str, Any], outputs: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -234,6 +237,23 @@ def load_library(backend: str) -> Any:
         ImportError: it is not installed, or one of its libraries is not found.
     """
     return importlib.import_module(_MODULES[backend])
+
+
+def why_no_engines(backend: str, gpu: cuda.Gpu) -> str:
+    """Why a library has no engine for a GPU, however it is built; empty where it has, or does not say for which it has.
+
+    Raises:
+        ImportError: see `load_library`.
+    """
+    trt = load_library(backend)
+    kinds = getattr(trt, "ComputeCapability", None)  # TensorRT-RTX's; TensorRT builds for the GPU that it is on
+    if kinds is None or f"SM{gpu.compute_capability}" in kinds.__members__:
+        return ""
+    numbers = sorted((name.removeprefix("SM") for name in kinds.__members__ if name.startswith("SM")), key=int)
+    return (
+        f"{backend} {trt.__version__} has no engines for {gpu.name} (compute capability {gpu.compute_capability}), "
+        f"only for {', '.join(numbers)}; use TensorRT there, or ONNX Runtime with --provider cuda"
+    )
 
 
 def compiled_file(record: EngineRecord, gpu: cuda.Gpu) -> Path:

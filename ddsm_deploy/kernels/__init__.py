@@ -1,4 +1,4 @@
-"""The fused CPU kernels of `dynamic_sample_attention`, called through a C interface (``src/ddsm.h``).
+"""The CPU kernels, called through a C interface (``src/ddsm.h``): `dynamic_sample_attention`, and from logits to classes.
 
 One library serves torch, ONNX Runtime and OpenVINO: it is given addresses with strides, and the threads of whoever
 calls. It is built when the package is installed; where that was not possible, `status` says why, and dynamic sampling
@@ -20,6 +20,7 @@ __all__ = [
     "F32",
     "MAX_SAMPLES",
     "KernelStatus",
+    "MapSizes",
     "Packed",
     "Pool",
     "Position",
@@ -27,6 +28,7 @@ __all__ = [
     "View",
     "attend",
     "backward",
+    "class_map",
     "forward",
     "gomp_pool",
     "library_path",
@@ -37,7 +39,7 @@ __all__ = [
     "use",
 ]
 
-ABI = 2
+ABI = 3
 """Of ``src/ddsm.h``, which this file describes once more for ctypes."""
 
 MAX_SAMPLES = 25
@@ -54,6 +56,12 @@ class Sizes(ctypes.Structure):
     """B, K, V, N, Y, X."""
 
     _fields_ = [(name, ctypes.c_int64) for name in ("batch", "k", "v", "n", "rows", "columns")]
+
+
+class MapSizes(ctypes.Structure):
+    """B, C, Y, X of logits, and Y', X' of the mask."""
+
+    _fields_ = [(name, ctypes.c_int64) for name in ("batch", "classes", "rows", "columns", "out_rows", "out_columns")]
 
 
 class View(ctypes.Structure):
@@ -215,6 +223,19 @@ def backward(
     _check(_library().ddsm_backward(sizes, *inputs, grad, *grad_inputs, pool))
 
 
+def class_map(sizes: MapSizes, logits: View, mask: int, pool: Pool | None = None) -> None:
+    """The class of the greatest logit at each pixel of a larger (or smaller) map, without logits of that size.
+
+    The logits are resized bilinearly, pixel centres aligned; of equal ones the first class counts. They are taken to be
+    finite. `mask` is the address of B·Y'·X' bytes. Releases the GIL.
+
+    Raises:
+        BackendError: there are no kernels, or no memory.
+        InputError: sizes or types that they don't take.
+    """
+    _check(_library().ddsm_class_map(sizes, logits, mask, pool), "class map")
+
+
 def use(instruction_set: str) -> None:
     """Takes one of `KernelStatus.instruction_sets` from now on, in the whole process: for tests and benchmarks.
 
@@ -273,13 +294,14 @@ def _declare(library: ctypes.CDLL) -> None:
     library.ddsm_pack.argtypes = [ctypes.POINTER(Sizes), view, view, packed, position, pool]
     library.ddsm_attend.argtypes = [ctypes.POINTER(Sizes), view, packed, view, view, position, pool]
     library.ddsm_backward.argtypes = [ctypes.POINTER(Sizes), *[view] * 9, pool]
+    library.ddsm_class_map.argtypes = [ctypes.POINTER(MapSizes), view, ctypes.c_void_p, pool]
     library.ddsm_message.restype = library.ddsm_instruction_sets.restype = ctypes.c_char_p
     library.ddsm_use.argtypes = [ctypes.c_char_p]
     library.ddsm_gomp_pool.argtypes = [ctypes.c_void_p, ctypes.c_int32]
     library.ddsm_gomp_pool.restype = Pool
 
 
-def _check(code: int) -> None:
+def _check(code: int, what: str = "dynamic sampling") -> None:
     if code:
         message = _library().ddsm_message(code).decode()
-        raise (BackendError if code == _OUT_OF_MEMORY else InputError)(f"dynamic sampling: {message}")
+        raise (BackendError if code == _OUT_OF_MEMORY else InputError)(f"{what}: {message}")

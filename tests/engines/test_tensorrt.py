@@ -166,6 +166,19 @@ def test_diagnoses_are_put_into_words(need) -> None:
     assert _why_invalid(trt, trt.EngineValidity.VALID, 0) == ""
 
 
+def test_a_gpu_for_which_there_are_no_engines(need) -> None:
+    """TensorRT-RTX 1.7.1 on an H100 says `UNSUPPORTED_CC` of every engine, and rebuilding is no cure."""
+    need("tensorrt_rtx")
+    need("cuda")
+    from ddsm_deploy.engines.cuda import Gpu
+    from ddsm_deploy.engines.tensorrt import why_no_engines
+
+    hopper = Gpu(index=0, name="NVIDIA H100", compute_capability="90", memory=1, driver="13.0")
+    said = why_no_engines("tensorrt-rtx", hopper)
+    assert "has no engines for NVIDIA H100 (compute capability 90), only for 75, 80, 86, 89, 120, 121; use " in said
+    assert why_no_engines("tensorrt-rtx", dataclasses.replace(hopper, compute_capability="86")) == ""
+
+
 def test_compiled_kernels_are_kept_for_one_gpu_and_driver(engine: Path) -> None:
     from ddsm_deploy.engines.cuda import Gpu
     from ddsm_deploy.engines.tensorrt import compiled_file

@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "check_class_map.h"
 #include "check_definition.h"
 
 using check::Call;
@@ -15,7 +16,8 @@ extern "C" const char* __asan_default_options() { return "allocator_may_return_n
 
 namespace {
 
-enum Due : ddsm_status { kDone = 0, kBadSizes = -1, kBadView = -2, kTooLarge = -3, kNoMemory = -4, kAny = 1 };
+enum Due : ddsm_status { kDone = 0, kBadSizes = -1, kBadView = -2, kTooLarge = -3, kNoMemory = -4, kBadMapSizes = -5, kMapTooLarge = -6,
+                          kAny = 1 };
 
 void require(bool good, const char* what) {
   if (good) return;
@@ -146,6 +148,28 @@ void call_rightly(const Call& call, bool forwards, bool in_steps, const ddsm_poo
   require(memcmp(before.data(), out.memory.get(), out.bytes()) == 0, "the same bits without a pool");
 }
 
+void call_class_map(Choices& choices, const ddsm_pool* pool) {
+  const check::ClassCall call(choices);
+  const ddsm_view view = call.logits.view();
+  if (choices.one_in(3)) {
+    ddsm_map_sizes sizes = call.sizes;
+    int64_t* const fields[] = {&sizes.batch,   &sizes.classes,  &sizes.rows,
+                               &sizes.columns, &sizes.out_rows, &sizes.out_columns};
+    int64_t& changed = *fields[choices.below(6)];
+    changed = some_size(choices);
+    const bool first = &changed == &sizes.batch;
+    const int64_t most = &changed == &sizes.classes ? 256 : 1 << 20;
+    if (changed >= (first ? 0 : 1) && changed <= most) return;  // good, but not those of the buffers
+    require(ddsm_class_map(&sizes, &view, call.mask.get(), pool) == (changed < 1 ? kBadMapSizes : kMapTooLarge),
+            "the status of wrong sizes of a class map");
+    return;
+  }
+  require(call.run(pool) == kDone && call.right(), "a right class map");
+  if (!call.sizes.batch) return;
+  require(ddsm_class_map(&call.sizes, nullptr, call.mask.get(), pool) == kBadView, "the status without logits");
+  require(ddsm_class_map(&call.sizes, &view, nullptr, pool) == kBadView, "the status without a mask");
+}
+
 ddsm_sizes small_sizes(Choices& choices) {
   const auto up_to = [&](int64_t most) { return 1 + choices.below(most); };
   const auto seldom_none = [&](int64_t most) { return choices.one_in(32) ? 0 : up_to(most); };
@@ -167,7 +191,11 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* bytes, size_t count) {
   const ddsm_pool pool = {choices.one_in(16) ? nullptr : run_backwards, nullptr, claims[choices.below(8)]};
   const ddsm_pool* given = choices.one_in(4) ? nullptr : &pool;
   if (choices.one_in(64)) ddsm_release_scratch();
-  const int64_t kind = choices.below(10);
+  const int64_t kind = choices.below(12);
+  if (kind > 9) {
+    call_class_map(choices, given);
+    return 0;
+  }
   const Call call(choices, small_sizes(choices));
   if (kind == 0) call_with_wrong_views(choices, call, forwards, given);
   else if (kind < 3) call_with_wrong_sizes(choices, call, lanes, forwards, given);

@@ -8,6 +8,7 @@
 #include <atomic>
 #include <thread>
 
+#include "check_class_map.h"
 #include "check_definition.h"
 
 namespace {
@@ -101,12 +102,25 @@ void check_one(Choices& choices, bool alone) {
     if (before[i] != again[i]) complain(call, "not the same bits again: result", int64_t(i), 0);
 }
 
+void check_classes(Choices& choices) {
+  const check::ClassCall call(choices);
+  int32_t threads = int32_t(2 + choices.below(4));
+  const ddsm_pool pool = {Pool::run, &threads, threads};
+  ++calls;
+  const ddsm_status status = call.run(choices.one_in(3) ? nullptr : &pool);
+  if (!status && call.right()) return;
+  ++failures;
+  fprintf(stderr, "class map of %lld classes: %s\n", (long long)call.sizes.classes,
+          status ? ddsm_message(status) : "not the greatest logit");
+}
+
 void check_many(int64_t cases, uint64_t seed, bool alone) {
   Choices choices(seed);
   for (int64_t i = 0; i < cases; ++i) {
     use_some_set(choices);
     if (choices.one_in(50)) ddsm_release_scratch();
     check_one(choices, alone);
+    check_classes(choices);
   }
 }
 

@@ -1,4 +1,4 @@
-"""The GPU kernel on a GPU, without TensorRT: the PTX that goes into engines, launched by the driver. Not run yet."""
+"""The GPU kernel on a GPU, without TensorRT: the PTX that goes into engines, launched by the driver."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 // dynamic_sample_attention on NVIDIA GPUs, planar tensors (B×C×Y×X, TensorRT's linear format), float32 arithmetic.
-// Experimental: nvcc and NVRTC compile it and its indexing is tested on CPUs, but no GPU has run it yet.
+// Experimental: nvcc and NVRTC compile it and its indexing is tested on CPUs, its tests have run on an H100.
 //
 // What the design is after:
 //  - Nothing but the result is written to memory: samples, scores and affinities stay in registers.

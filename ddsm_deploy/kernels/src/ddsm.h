@@ -1,4 +1,4 @@
-// C interface of the CPU kernels of dynamic_sample_attention. Nothing in it belongs to one host runtime: tensors are
+// C interface of the CPU kernels: dynamic_sample_attention, and the step from logits to classes. Nothing in it belongs to one host runtime: tensors are
 // addresses with strides, and threads are lent by the caller.
 #ifndef DDSM_H
 #define DDSM_H
@@ -11,7 +11,7 @@
 extern "C" {
 #endif
 
-#define DDSM_ABI 2            // goes up with every change of this file that an older caller can't bear
+#define DDSM_ABI 3            // goes up with every change of this file that an older caller can't bear
 #define DDSM_MAX_SAMPLES 25   // N
 
 typedef enum { DDSM_F32 = 0, DDSM_BF16 = 1 } ddsm_type;
@@ -77,6 +77,14 @@ DDSM_API ddsm_status ddsm_backward(const ddsm_sizes* sizes, const ddsm_view* que
                                    const ddsm_view* value, const ddsm_view* offset, const ddsm_view* grad,
                                    const ddsm_view* grad_query, const ddsm_view* grad_key, const ddsm_view* grad_value,
                                    const ddsm_view* grad_offset, const ddsm_pool* pool);
+
+// mask[B,Y',X'] from logits[B,C,Y,X]: bilinear resize with pixel centres aligned (half-pixel), then the class of the
+// greatest logit, of equal ones the first; arithmetic in float32. The mask is dense; C is at most 256.
+typedef struct {
+  int64_t batch, classes, rows, columns, out_rows, out_columns;  // B, C, Y, X, Y', X'
+} ddsm_map_sizes;
+DDSM_API ddsm_status ddsm_class_map(const ddsm_map_sizes* sizes, const ddsm_view* logits, uint8_t* mask,
+                                    const ddsm_pool* pool);
 
 DDSM_API int32_t ddsm_abi(void);
 DDSM_API const char* ddsm_message(ddsm_status status);

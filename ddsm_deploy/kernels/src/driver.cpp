@@ -11,7 +11,7 @@ using namespace ddsm;
 
 namespace {
 
-enum : ddsm_status { kDone = 0, kBadSizes = -1, kBadView = -2, kTooLarge = -3, kNoMemory = -4 };
+enum : ddsm_status { kDone = 0, kBadSizes = -1, kBadView = -2, kTooLarge = -3, kNoMemory = -4, kBadMapSizes = -5, kMapTooLarge = -6 };
 
 constexpr int64_t kMaxChannels = 1 << 16;
 // Numbers in one image's bordered map; the loops address it with 32 bits.
@@ -81,6 +81,15 @@ bool usable(const ddsm_position* position) { return !position || (position->rows
 
 bool usable(const ddsm_packed* packed, const ddsm_sizes& s) {
   return packed && packed->data && known(packed->type) && packed->bytes >= ddsm_packed_bytes(&s, packed->type);
+}
+
+ddsm_status check(const ddsm_map_sizes& s) {
+  constexpr int64_t most = int64_t(1) << 20;  // a side; so that no product of sizes overflows
+  if (s.batch < 0 || s.rows < 1 || s.columns < 1 || s.out_rows < 1 || s.out_columns < 1 || s.classes < 1)
+    return kBadMapSizes;
+  if (s.classes > 256 || s.rows > most || s.columns > most || s.out_rows > most || s.out_columns > most)
+    return kMapTooLarge;
+  return s.batch > (int64_t(1) << 20) ? kMapTooLarge : kDone;
 }
 
 bool empty(const ddsm_sizes& s) { return !s.batch || !s.rows || !s.columns; }
@@ -265,6 +274,25 @@ ddsm_status ddsm_backward(const ddsm_sizes* sizes, const ddsm_view* query, const
   return kDone;
 }
 
+ddsm_status ddsm_class_map(const ddsm_map_sizes* sizes, const ddsm_view* logits, uint8_t* mask, const ddsm_pool* pool) {
+  if (!sizes) return kBadMapSizes;
+  if (const ddsm_status bad = check(*sizes)) return bad;
+  if (!sizes->batch) return kDone;
+  if (!usable(logits) || !mask) return kBadView;
+  const ClassJob job = {*sizes, *logits, mask};
+  const Loops& loops = ::loops();
+  const int64_t rows = sizes->batch * sizes->out_rows, room = loops.class_room(job);
+  const bool small = !pool || pool->threads < 2 || rows * sizes->out_columns * sizes->classes < kSmall;
+  const int64_t wanted = small ? 1 : kTasksPerThread * pool->threads, tasks = wanted < rows ? wanted : rows;
+  const Buffer rooms = take(size_t(room * tasks));
+  if (!rooms.data) return kNoMemory;
+  spread_rows(small ? nullptr : pool, rows, tasks, [&](int64_t first, int64_t last, int64_t task) {
+    loops.class_rows(job, first, last, rooms.data + task * room);
+  });
+  give_back(rooms);
+  return kDone;
+}
+
 int32_t ddsm_abi(void) { return DDSM_ABI; }
 
 const char* ddsm_message(ddsm_status status) {
@@ -274,6 +302,8 @@ const char* ddsm_message(ddsm_status status) {
     case kBadView: return "a tensor has no address, or a type that is neither float32 nor bfloat16, or is too small";
     case kTooLarge: return "N is over 25, K or V over 65536, or the map too large to be addressed";
     case kNoMemory: return "no memory for the scratch map";
+    case kBadMapSizes: return "sizes of the batch, the classes or a map are not positive";
+    case kMapTooLarge: return "more than 256 classes, or a map too large to be addressed";
     default: return "unknown status";
   }
 }

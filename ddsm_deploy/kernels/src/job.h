@@ -26,6 +26,13 @@ struct Job {
   __attribute__((always_inline)) int64_t map() const { return (sizes.rows + 2) * line(); }
 };
 
+// A call of `ddsm_class_map`.
+struct ClassJob {
+  ddsm_map_sizes sizes;
+  ddsm_view logits;
+  uint8_t* mask;
+};
+
 constexpr int kTile = 16;  // pixels of one row that go through the loops together
 
 // The loops of one instruction set. Rows first .. last-1 are counted through the batch; `room` is a task's own memory.
@@ -36,6 +43,8 @@ struct Loops {
   void (*attend)(const Job&, int64_t first, int64_t last, float* room);  // Y·B rows: the output
   void (*back)(const Job&, int64_t image, int32_t band, float* room);    // grad_query, grad_offset; adds to grad_cells
   void (*unpack)(const Job&, int64_t first, int64_t last, float* room);  // Y·B rows: grad_cells -> grad_key, grad_value
+  int64_t (*class_room)(const ClassJob&);                                      // floats that a task of the next one needs
+  void (*class_rows)(const ClassJob&, int64_t first, int64_t last, float* room);  // Y'·B rows of the mask
 
   // floats that a task needs as its room: a tile of query, of output or its gradient, and of the query's gradient
   __attribute__((always_inline)) static int64_t room(const Job& job) {
