@@ -34,7 +34,7 @@ from ddsm_deploy.model.variants import VARIANTS
 from ddsm_deploy.runtime.segmenter import Segmenter
 from ddsm_deploy.spec import ModelSpec
 from ddsm_deploy.train import TrainConfig, train
-from ddsm_deploy.train.files import FINAL, LAST
+from ddsm_deploy.train.files import LAST
 
 # name -> changes of the network, changes of the training
 ROWS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -137,9 +137,7 @@ def latency(args: argparse.Namespace, name: str) -> float:
     checkpoint, model = args.output / "latency.safetensors", args.output / "latency.onnx"
     classes = camvid_classes()
     config = dataclasses.replace(VARIANTS[args.variant], **ROWS[name][0])
-    spec = ModelSpec(
-        name="row", classes=classes.names, palette=classes.palette, height=360, width=480, network=config
-    )
+    spec = ModelSpec(name="row", classes=classes.names, palette=classes.palette, height=360, width=480, network=config)
     torch.manual_seed(0)
     save_checkpoint(checkpoint, build_network(config, len(classes.names)), spec)
     export_onnx(checkpoint, model, ExportOptions(sampling="fused", verify=False))

@@ -1,6 +1,7 @@
 """Latency against accuracy on this CPU: the shipped models in each precision, and public architectures beside them.
 
     python benchmarks/latency_accuracy.py --data CAMVID [--plain CHECKPOINT] [--threads 2] [--runs 60]
+        [--judged-by NAME=BUNDLE]
         [--peers deeplabv3plus segformer-b0 yolo26n-sem] [--json FILE] [--plot docs/images/latency_accuracy.png]
     python benchmarks/latency_accuracy.py --redraw FILE --plot docs/images/latency_accuracy.png
 
@@ -8,7 +9,8 @@ Every model runs at 360×480, image bytes to class ids, one image at a time; of 
 mIoU is that of the same files on CamVid val. Peers are built untrained from packages of their own
 (``pip install segmentation-models-pytorch transformers ultralytics``), exported and run the same way: their speed is
 real, and they have no accuracy here, so they are marks on the time axis. ``--plain`` is the plain pyramid, as trained
-by `ddsm train --variant fpn-lite0`. Rounds of runs alternate over the backends of one model. Let nothing else run
+by `ddsm train --variant fpn-lite0`. A shipped model that has learnt from val is scored by ``--judged-by``, the bundle of
+the same network before it did. Rounds of runs alternate over the backends of one model. Let nothing else run
 meanwhile.
 """
 
@@ -90,6 +92,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="CamVid's folder")
     parser.add_argument("--plain", type=Path, help="checkpoint of the plain pyramid")
+    parser.add_argument(
+        "--judged-by", nargs="*", default=[], metavar="NAME=BUNDLE", help="whose masks to score instead"
+    )
     parser.add_argument("--peers", nargs="*", choices=list(PEERS), default=[])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--runs", type=int, default=60)
@@ -115,6 +120,7 @@ def main() -> None:
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Times and scores all models; the machine as `ddsm bench` describes it."""
     rows: list[dict[str, Any]] = []
+    judges = dict(given.split("=", 1) for given in args.judged_by)
     with tempfile.TemporaryDirectory() as temporary:
         models: list[tuple[str, str | Path, bool]] = [(name, name, True) for name in shipped_models()]
         if args.plain:
@@ -128,7 +134,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             for precision in dict.fromkeys(row["precision"] for row in timed):
                 best = min((r for r in timed if r["precision"] == precision), key=lambda r: r["p50_ms"])
                 rows.append({key: best[key] for key in ("backend", "precision", "p50_ms", "p99_ms")} | {"model": name})
-                rows[-1]["miou"] = score(model, best, args.data) if trained else None
+                rows[-1]["miou"] = score(judges.get(name, model), best, args.data) if trained else None
     return {"machine": result["machine"], "threads": args.threads, "size": SIZE, "rows": rows}
 
 

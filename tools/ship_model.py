@@ -1,17 +1,22 @@
 """Makes a shipped model out of a training run: bundle (checkpoint, ONNX, FP16, INT8 for each target) and model card.
 
     python tools/ship_model.py RUN [RUN ...] --name ddsm-lite0 --data DATA [--dataset camvid] [--limits FILE]
+        [--judged-by BUNDLE]
 
 RUN is a folder that `ddsm train` wrote; of several, each started from the one before, and the last is shipped: the
 network of its last epoch, in whose choice validation had no part. The figures in the card are measured here, on the
-bundle's own files.
+bundle's own files. A last run that learnt from val too can't be judged on val: then `--judged-by` names the bundle that
+this tool made of the runs before it. The card gives that one's accuracy, its checkpoint is kept in weights/, and the
+shipped files' figures show only that the precisions agree.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import dataclasses
 import json
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -31,7 +36,8 @@ from ddsm_deploy.train.loop import lightning_precision
 
 MAX_CHANGED = 0.8  # per cent of the pixels: half of what all layers in INT8 change, and hardly slower
 
-MODELS = Path(__file__).parent.parent / "ddsm_deploy" / "models"
+REPO = Path(__file__).parent.parent
+MODELS = REPO / "ddsm_deploy" / "models"
 
 CARD = """\
 # {name}
@@ -49,7 +55,7 @@ form by `ddsm export {name} -o portable.onnx`.
 
 ## Data and licence
 
-Trained on the *train* part (367 frames) of CamVid in the SegNet edition, 480×360, 11 classes; the test part was not
+Trained on {splits} of CamVid in the SegNet edition, 480×360, 11 classes; the test part was not
 used. CamVid: Brostow, Fauqueur, Cipolla, "Semantic object classes in video: a high-definition ground truth database",
 Pattern Recognition Letters 2009. The data set is offered for **research use**, without a licence text of its own; none
 of its frames are in this package. The backbone started from ImageNet weights (package `{package}`). The weights here
@@ -68,22 +74,36 @@ it too is told in docs/experiments.md.
 
 ## Accuracy
 
-CamVid val, 101 frames, single scale, no test-time augmentation; one confusion matrix over the split; boundary F at
-{tolerance} px. Reproduce with `ddsm eval {name} --data CAMVID --dataset camvid --split val --all`.
+{whose}CamVid val, 101 frames, single scale, no test-time augmentation; one confusion matrix over the split; boundary F
+at {tolerance} px. Reproduce with `ddsm eval {judged} --data CAMVID --dataset camvid --split val --all`.
 
-| backend | precision | mIoU | pixel accuracy | boundary F |
-| --- | --- | --- | --- | --- |
-{rows}
-
-The FP16 and INT8 files for GPUs, computed as written on the CPU (they never ran on a GPU):
-
-| file | on | mIoU |
-| --- | --- | --- |
-{for_gpus}
+{scores}
 
 | class | IoU ({first}) |
 | --- | --- |
 {per_class}
+"""
+
+SCORES = """\
+| backend | precision | mIoU | pixel accuracy | boundary F |
+| --- | --- | --- | --- | --- |
+{rows}
+
+The FP16 and INT8 files for GPUs, computed as written on the CPU:
+
+| file | on | mIoU |
+| --- | --- | --- |
+{for_gpus}"""
+
+BEFORE = """\
+The network before the last stage, which had not seen val, stands for this one here; its other forms were made as those
+that are shipped. """
+
+AGREEMENT = """
+The shipped files on the same frames, which they have learnt from: that the precisions agree, not how good the network
+is.
+
+{scores}
 """
 
 
@@ -93,26 +113,60 @@ def main() -> None:
     parser.add_argument("--name", required=True)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--dataset", default="camvid")
+    parser.add_argument(
+        "--judged-by", type=Path, help="bundle whose accuracy stands for a network that learnt from val"
+    )
     parser.add_argument("--limits", type=Path, help="text (Markdown) on limits and failure modes, appended to the card")
     args = parser.parse_args()
+    if learnt_val(args.runs[-1]) != (args.judged_by is not None):
+        parser.error("--judged-by is for a last run that learnt from val, and needed there")
 
     folder = MODELS / args.name
     with tempfile.TemporaryDirectory() as temporary:
         files = write_files(Path(temporary), args)
         make_bundle(folder, files, name=args.name)
     dataset = open_dataset(args.dataset, args.data, "val")
+    own = scores_of(folder, dataset)
+    judged = own
+    if args.judged_by is not None:
+        judged = scores_of(args.judged_by, dataset)
+        shutil.copyfile(resolve(args.judged_by).file("checkpoint"), REPO / kept_checkpoint(args.name))
+    (folder / "README.md").write_text(card(args, folder, judged, own), encoding="utf-8")
+
+
+@dataclasses.dataclass(frozen=True)
+class Scores:
+    """Of a bundle: what it runs at on each backend, and its files for GPUs with what those were computed on."""
+
+    results: list[EvalResult]
+    for_gpus: list[tuple[str, EvalResult]]
+
+    def __str__(self) -> str:
+        return SCORES.format(
+            rows="\n".join(
+                f"| {r.backend} | {r.precision} | {r.miou:.2f} | {r.pixel_accuracy:.2f} | {r.boundary_f:.2f} |"
+                for r in self.results
+            ),
+            for_gpus="\n".join(
+                f"| `{file}` | {r.backend}, in {r.precision} | {r.miou:.2f} |" for file, r in self.for_gpus
+            ),
+        )
+
+
+def scores_of(bundle: Path, dataset: Dataset) -> Scores:
+    """All scores of a bundle."""
     results = []
     for backend in ("torch", "onnxruntime", "openvino"):
-        for precision in possible_precisions(resolve(folder), backend):
+        for precision in possible_precisions(resolve(bundle), backend):
             if precision != "fp16":  # below, with what it really computes in
-                results += scored(folder, dataset, backend, precision)
+                results += scored(bundle, dataset, backend, precision)
     for_gpus = [
         (file, *result)
         for file in ("model.fp16.onnx", "model.int8.tensorrt.onnx")
         for backend in ("onnxruntime", "openvino")
-        for result in [scored(folder / file, dataset, backend, None)]
+        for result in [scored(bundle / file, dataset, backend, None)]
     ]
-    (folder / "README.md").write_text(card(args, folder, results, for_gpus), encoding="utf-8")
+    return Scores(results, for_gpus)
 
 
 def write_files(folder: Path, args: argparse.Namespace) -> list[Path]:
@@ -144,14 +198,13 @@ def scored(model: Path, dataset: Dataset, backend: str, precision: str | None) -
     return [result]
 
 
-def card(
-    args: argparse.Namespace, folder: Path, results: list[EvalResult], for_gpus: list[tuple[str, EvalResult]]
-) -> str:
+def card(args: argparse.Namespace, folder: Path, judged: Scores, own: Scores) -> str:
     """The model card's text."""
     from ddsm_deploy.model.checkpoint import load_checkpoint
 
     network, spec = load_checkpoint(resolve(folder).file("checkpoint"))
     config = json.loads((args.runs[-1] / "config.json").read_text(encoding="utf-8"))
+    name = args.name if args.judged_by is None else kept_checkpoint(args.name)
     fused = {"ddsm": "A DDSM network (both branches)", "add": "A plain feature pyramid"}
     text = CARD.format(
         name=args.name,
@@ -169,17 +222,30 @@ def card(
         aux=config["aux_weight"],
         seed=config["seed"],
         precision=lightning_precision(config["precision"]).partition("-")[0],
-        looks=sum(len(curve(run)) for run in args.runs),
-        tolerance=results[0].boundary_tolerance_px,
-        rows="\n".join(
-            f"| {r.backend} | {r.precision} | {r.miou:.2f} | {r.pixel_accuracy:.2f} | {r.boundary_f:.2f} |"
-            for r in results
-        ),
-        for_gpus="\n".join(f"| `{file}` | {r.backend}, in {r.precision} | {r.miou:.2f} |" for file, r in for_gpus),
-        first=results[0].backend,
-        per_class="\n".join(f"| {name} | {iou:.1f} |" for name, iou in results[0].per_class.items()),
+        splits="the *train* part (367 frames)"
+        + (" and, in the last stage, the *val* part (101)" if learnt_val(args.runs[-1]) else ""),
+        looks=sum(len(curve(run)) for run in args.runs if not learnt_val(run)),
+        whose="" if judged is own else BEFORE,
+        judged=name,
+        scores=judged,
+        tolerance=judged.results[0].boundary_tolerance_px,
+        first=f"{judged.results[0].backend}, fp32",
+        per_class="\n".join(f"| {name} | {iou:.1f} |" for name, iou in judged.results[0].per_class.items()),
     )
+    if judged is not own:
+        text += AGREEMENT.format(scores=own)
     return text + ("\n" + args.limits.read_text(encoding="utf-8") if args.limits else "")
+
+
+def kept_checkpoint(name: str) -> str:
+    """Where the weights of the runs before the last one are, from the repository's root."""
+    return f"weights/{name}-train.safetensors"
+
+
+def learnt_val(run: Path) -> bool:
+    """Whether a run learnt from the frames that others are judged on."""
+    split: str = json.loads((run / "config.json").read_text(encoding="utf-8"))["train_split"]
+    return "val" in split.split("+")
 
 
 def curve(run: Path) -> list[tuple[int, float]]:
@@ -213,10 +279,13 @@ def stage(run: Path) -> str:
     if config["init"]:
         start = Path(config["init"])
         options["init"] = f"{start.parent.name}/{start.name}"
+    if config["train_split"] != "train":
+        options["train-split"] = config["train_split"]
     flags = " ".join(f"--{name} {value}" for name, value in options.items())
     length = f"stopped by hand after epoch {reached[-1][0]}" if reached[-1][0] < config["epochs"] else "run to its end"
     command = f"ddsm train --data CAMVID -o {run.name} {flags}"
-    return f"`{command}`, {length}; val mIoU {reached[-1][1]:.2f}."
+    score = "" if learnt_val(run) else f"; val mIoU {reached[-1][1]:.2f}"
+    return f"`{command}`, {length}{score}."
 
 
 if __name__ == "__main__":
