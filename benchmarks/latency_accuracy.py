@@ -9,8 +9,8 @@ Every model runs at 360×480, image bytes to class ids, one image at a time; of 
 mIoU is that of the same files on CamVid val. Peers are built untrained from packages of their own
 (``pip install segmentation-models-pytorch transformers ultralytics``), exported and run the same way: their speed is
 real, and they have no accuracy here, so they are marks on the time axis. ``--plain`` is the plain pyramid, as trained
-by `ddsm train --variant fpn-lite0`. A shipped model that has learnt from val is scored by ``--judged-by``, the bundle of
-the same network before it did. Rounds of runs alternate over the backends of one model. Let nothing else run
+by `ddsm train --variant fpn-lite0`. A shipped model that has learnt from val is scored by ``--judged-by``, the bundle
+of the same network before it did. Rounds of runs alternate over the backends of one model. Let nothing else run
 meanwhile.
 """
 
@@ -74,10 +74,11 @@ def segformer_b0(classes: int) -> nn.Module:
 
 def yolo26n_sem(classes: int) -> nn.Module:
     """YOLO26n's semantic segmentation network."""
-    from ultralytics.nn.tasks import SemanticModel
+    from ultralytics.nn.tasks import SemanticSegmentationModel
 
     return Sized(
-        SemanticModel("yolo26n-sem.yaml", nc=classes, verbose=False), lambda x: x[0] if isinstance(x, tuple) else x
+        SemanticSegmentationModel("yolo26n-sem.yaml", nc=classes, verbose=False),
+        lambda x: x[0] if isinstance(x, tuple) else x,
     )
 
 
