@@ -70,7 +70,7 @@ def main() -> None:
     results: list[dict[str, Any]] = json.loads(record.read_text()) if record.exists() else []
     times: dict[str, list[float]] = {}
     if args.latency:
-        for _ in range(3):  # rounds, so that a slow phase of the machine does not hit one row alone
+        for _ in range(5):  # rounds, so that a slow phase of the machine does not hit one row alone
             for name in args.only:
                 times.setdefault(name, []).append(latency(args, name))
         for name, values in times.items():

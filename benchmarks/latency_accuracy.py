@@ -1,8 +1,8 @@
 """Latency against accuracy on this CPU: the shipped models in each precision, and public architectures beside them.
 
     python benchmarks/latency_accuracy.py --data CAMVID [--plain CHECKPOINT] [--threads 2] [--runs 60]
-        [--judged-by NAME=BUNDLE]
-        [--peers deeplabv3plus segformer-b0 yolo26n-sem] [--json FILE] [--plot docs/images/latency_accuracy.png]
+        [--judged-by NAME=BUNDLE] [--peers plain-pyramid deeplabv3plus segformer-b0 yolo26n-sem]
+        [--json FILE] [--plot docs/images/latency_accuracy.png]
     python benchmarks/latency_accuracy.py --redraw FILE --plot docs/images/latency_accuracy.png
 
 Every model runs at 360×480, image bytes to class ids, one image at a time; of each precision the faster backend counts.
@@ -34,6 +34,8 @@ from ddsm_deploy.export import ExportOptions, export_onnx
 from ddsm_deploy.export.graph import trace
 from ddsm_deploy.export.onnxgraph import save_graph
 from ddsm_deploy.model.deploy import DeployModule
+from ddsm_deploy.model.network import build_network
+from ddsm_deploy.model.variants import VARIANTS
 from ddsm_deploy.runtime.segmenter import Segmenter
 from ddsm_deploy.spec import ModelSpec
 
@@ -82,7 +84,13 @@ def yolo26n_sem(classes: int) -> nn.Module:
     )
 
 
+def plain_pyramid(classes: int) -> nn.Module:
+    """The pyramid of ddsm-lite0-fast without its branches; trained alike, both stand in docs/experiments.md."""
+    return build_network(VARIANTS["fpn-lite0"], classes)
+
+
 PEERS: dict[str, Callable[[int], nn.Module]] = {
+    "plain-pyramid": plain_pyramid,
     "deeplabv3plus": deeplabv3plus,
     "segformer-b0": segformer_b0,
     "yolo26n-sem": yolo26n_sem,
@@ -131,7 +139,9 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         for name, model, trained in models:
             options = BenchOptions(backends=BACKENDS, threads=args.threads, runs=args.runs, images=args.data / "val")
             result = json.loads(bench(str(model), options).to_json())
-            timed = [row for row in result["rows"] if "p50_ms" in row and row["sampling"] != "portable"]
+            timed = [
+                row for row in result["rows"] if "p50_ms" in row and (row["sampling"] != "portable" or not trained)
+            ]
             for precision in dict.fromkeys(row["precision"] for row in timed):
                 best = min((r for r in timed if r["precision"] == precision), key=lambda r: r["p50_ms"])
                 rows.append({key: best[key] for key in ("backend", "precision", "p50_ms", "p99_ms")} | {"model": name})
@@ -157,35 +167,52 @@ def export_peer(name: str, folder: Path) -> Path:
 
 
 def draw(result: dict[str, Any], path: Path) -> None:
-    """The plot: a line for each model through its precisions, and marks for those without accuracy."""
+    """The plot: a line for each model through its precisions; below, on the same axis, those without accuracy."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
-    names = list(dict.fromkeys(row["model"] for row in result["rows"]))
-    for name in names:
-        rows = sorted((r for r in result["rows"] if r["model"] == name), key=lambda r: r["p50_ms"])
-        scored = [row for row in rows if row["miou"] is not None]
-        if scored:
-            axes.plot([r["p50_ms"] for r in scored], [r["miou"] for r in scored], "o-", label=name)
-            for row in scored:
-                axes.annotate(
-                    row["precision"], (row["p50_ms"], row["miou"]), (4, 5), textcoords="offset points", fontsize=8
-                )
-        else:
-            (mark,) = axes.plot([r["p50_ms"] for r in rows], [0.02] * len(rows), "|", ms=18, mew=2,
-                                transform=axes.get_xaxis_transform(), label=f"{name} (speed alone)")  # fmt: skip
-            for row in rows:
-                axes.annotate(row["precision"], (row["p50_ms"], 0.05), xycoords=axes.get_xaxis_transform(),
-                              fontsize=8, rotation=90, color=mark.get_color())  # fmt: skip
-    machine = result["machine"]
-    axes.set_xlabel(f"median latency of one 360×480 image, ms ({machine['cpu']}, {result['threads']} threads)")
-    axes.set_ylabel("mIoU on CamVid val, %")
-    axes.grid(alpha=0.3)
-    axes.legend(loc="lower right")
+    rows = sorted(result["rows"], key=lambda row: row["p50_ms"])
+    scored = [row for row in rows if row["miou"] is not None]
+    others = [row for row in rows if row["miou"] is None]
+    names = list(dict.fromkeys(row["model"] for row in others))
+    figure, (upper, lower) = pyplot.subplots(
+        2, 1, sharex=True, figsize=(8, 6), layout="constrained", height_ratios=(3, max(1, len(names) / 3))
+    )
+    for name in dict.fromkeys(row["model"] for row in scored):
+        points = [row for row in scored if row["model"] == name]
+        upper.plot([row["p50_ms"] for row in points], [row["miou"] for row in points], "o-", label=name)
+        for index, row in enumerate(points):
+            above = index % 2 == 0  # neighbours are often close
+            upper.annotate(
+                row["precision"], (row["p50_ms"], row["miou"]), (0, 7 if above else -15), textcoords="offset points",
+                fontsize=8, ha="center",
+            )  # fmt: skip
+    upper.margins(y=0.15)
+    upper.set_ylabel("mIoU on CamVid val, %")
+    upper.legend(loc="center right")
+    for row in others:
+        lower.plot(
+            row["p50_ms"], names.index(row["model"]), "|", ms=14, mew=2, color=f"C{2 + names.index(row['model'])}"
+        )
+        lower.annotate(
+            row["precision"],
+            (row["p50_ms"], names.index(row["model"])),
+            (5, -3),
+            textcoords="offset points",
+            fontsize=8,
+        )
+    lower.set_yticks(range(len(names)), [f"{name}\n(speed alone)" for name in names], fontsize=8)
+    lower.margins(y=0.2)
+    lower.set_xlim(left=0)
+    machine = result["machine"]["cpu"]
+    lower.set_xlabel(f"median latency of one 360×480 image, ms ({machine}, {result['threads']} threads)")
+    for axes in (upper, lower):
+        axes.grid(alpha=0.3)
+    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
+    pyplot.close(figure)
 
 
 if __name__ == "__main__":
