@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import concurrent.futures
+import contextlib
 import dataclasses
 import json
 import multiprocessing
@@ -24,10 +25,13 @@ from typing import Any
 
 import torch
 
+from ddsm_deploy.artifact import resolve
 from ddsm_deploy.datasets import camvid_classes, open_dataset
+from ddsm_deploy.engines import EngineOptions, open_engine
 from ddsm_deploy.evaluate.accuracy import evaluate
-from ddsm_deploy.evaluate.benchmark import BenchOptions, bench
 from ddsm_deploy.export import ExportOptions, export_onnx
+from ddsm_deploy.frames import frames_of
+from ddsm_deploy.images import read_image
 from ddsm_deploy.model.checkpoint import save_checkpoint
 from ddsm_deploy.model.network import build_network
 from ddsm_deploy.model.variants import VARIANTS
@@ -35,6 +39,8 @@ from ddsm_deploy.runtime.segmenter import Segmenter
 from ddsm_deploy.spec import ModelSpec
 from ddsm_deploy.train import TrainConfig, train
 from ddsm_deploy.train.files import LAST
+
+LATENCY_RUNS = 100
 
 # name -> changes of the network, changes of the training
 ROWS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -68,16 +74,12 @@ def main() -> None:
     args.output.mkdir(parents=True, exist_ok=True)
     record = args.output / "ablation.json"
     results: list[dict[str, Any]] = json.loads(record.read_text()) if record.exists() else []
-    times: dict[str, list[float]] = {}
     if args.latency:
-        for _ in range(5):  # rounds, so that a slow phase of the machine does not hit one row alone
-            for name in args.only:
-                times.setdefault(name, []).append(latency(args, name))
-        for name, values in times.items():
-            print(f"{name}: {statistics.median(values):.1f} ms of {', '.join(f'{ms:.1f}' for ms in values)}")
+        for name, ms in latencies(args).items():
+            print(f"{name}: {ms:.1f} ms")
             for result in results:
                 if result["row"] == name:
-                    result["latency_ms"] = statistics.median(values)
+                    result["latency_ms"] = ms
         record.write_text(json.dumps(results, indent=2) + "\n")
     else:
         done = {(result["row"], result["seed"]) for result in results}
@@ -129,21 +131,38 @@ def one(args: argparse.Namespace, name: str, seed: int) -> dict[str, Any]:
     }
 
 
-def latency(args: argparse.Namespace, name: str) -> float:
-    """Median milliseconds of the row's network on OpenVINO in bf16, image to mask, two threads (see `ddsm bench`).
+def latencies(args: argparse.Namespace) -> dict[str, float]:
+    """Median milliseconds of each row's network on OpenVINO in bf16, bytes to class ids, two threads, rows in turns.
 
     Untrained: weights change the numbers, not the work, but for where samples lie.
     """
-    checkpoint, model = args.output / "latency.safetensors", args.output / "latency.onnx"
+    frame = read_image(next(iter(frames_of(open_dataset("camvid", args.data, "val")))).path)[None]
+    times: dict[str, list[float]] = {name: [] for name in args.only}
+    with contextlib.ExitStack() as stack:
+        options = EngineOptions(precision="bf16", threads=2)
+        engines = [
+            (name, stack.enter_context(open_engine(resolve(untrained(args, name)), "openvino", options)))
+            for name in args.only
+        ]
+        for _ in range(LATENCY_RUNS):
+            for name, engine in engines:
+                start = time.perf_counter()
+                engine.run({"image": frame})
+                times[name].append(1000 * (time.perf_counter() - start))
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def untrained(args: argparse.Namespace, name: str) -> Path:
+    """A row's network as it begins, exported with fused sampling."""
+    checkpoint = args.output / "untrained.safetensors"
     classes = camvid_classes()
     config = dataclasses.replace(VARIANTS[args.variant], **ROWS[name][0])
     spec = ModelSpec(name="row", classes=classes.names, palette=classes.palette, height=360, width=480, network=config)
     torch.manual_seed(0)
     save_checkpoint(checkpoint, build_network(config, len(classes.names)), spec)
+    model: Path = args.output / f"{run_folder(args, name, 0).name}.onnx"
     export_onnx(checkpoint, model, ExportOptions(sampling="fused", verify=False))
-    options = BenchOptions(backends=("openvino",), precisions=("bf16",), threads=2, images=args.data / "val")
-    (row,) = bench(model, options).rows
-    return row.percentile(50)
+    return model
 
 
 def run_folder(args: argparse.Namespace, name: str, seed: int) -> Path:
