@@ -56,11 +56,11 @@ form by `ddsm export {name} -o portable.onnx`.
 ## Data and licence
 
 Trained on {splits} of CamVid in the
-SegNet edition, 480×360, 11 classes; the test part was not used. CamVid: Brostow, Fauqueur, Cipolla, "Semantic object classes in video: a high-definition ground truth database",
-Pattern Recognition Letters 2009. The data set is offered for **research use**, without a licence text of its own; none
-of its frames are in this package. The backbone started from ImageNet weights (package `{package}`). The weights here
-come under this project's licence as far as that can reach; whoever deploys them commercially should settle the question
-of the training data first, or train on their own.
+SegNet edition, 480×360, 11 classes; the test part was not used. CamVid: Brostow, Fauqueur, Cipolla, "Semantic object
+classes in video: a high-definition ground truth database", Pattern Recognition Letters 2009. The data set is offered
+for **research use**, without a licence text of its own; none of its frames are in this package. The backbone started
+from ImageNet weights (package `{package}`). The weights here come under this project's licence as far as that can
+reach; whoever deploys them commercially should settle the question of the training data first, or train on their own.
 
 ## Schedule
 
@@ -75,7 +75,8 @@ it too is told in docs/experiments.md.
 ## Accuracy
 
 {whose}CamVid val, 101 frames, single scale, no test-time augmentation; one confusion matrix over the
-split; boundary F at {tolerance} px. Reproduce with `ddsm eval {judged} --data CAMVID --dataset camvid --split val --all`.
+split; boundary F at {tolerance} px. Reproduce with
+`ddsm eval {judged} --data CAMVID --dataset camvid --split val --all`.
 
 {scores}
 

@@ -1,4 +1,4 @@
-"""The CPU kernels, called through a C interface (``src/ddsm.h``): `dynamic_sample_attention`, and from logits to classes.
+"""The CPU kernels, called through a C interface (``src/ddsm.h``): `dynamic_sample_attention`, and logits to classes.
 
 One library serves torch, ONNX Runtime and OpenVINO: it is given addresses with strides, and the threads of whoever
 calls. It is built when the package is installed; where that was not possible, `status` says why, and dynamic sampling
