@@ -105,7 +105,10 @@ def _targets(gpu: Gpu) -> tuple[list[BackendStatus], list[str]]:
     for status in usable_backends():
         reason = status.reason
         if status.available and status.backend in TARGETS:
-            reason = why_no_engines(status.backend, gpu)
+            try:
+                reason = why_no_engines(status.backend, gpu)
+            except ImportError as exc:  # installed, but one of its own libraries is not found
+                reason = f"{status.backend} can't be loaded ({exc})"
         elif status.available and status.backend == "onnxruntime":
             status, reason = _provider(status)
         if status.backend in (*TARGETS, CUDA_PROVIDER, "onnxruntime"):

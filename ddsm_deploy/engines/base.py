@@ -50,7 +50,8 @@ class EngineOptions:
         threads: threads of one inference; None leaves it to the runtime. On torch it counts for the whole process.
         outputs: names of the outputs wanted; None is all that the graph has (torch: the mask alone).
         sampling: how dynamic sampling must run: ``fused``, on the package's own kernels, or ``portable``, as standard
-            operators. None is fused where file and backend allow, and else as the file is written.
+            operators. None is fused where file and backend allow, and else as the file is written. With ``portable``
+            openvino uses none of the package's kernels, at the end of the graph neither.
         provider: onnxruntime only: ``cpu``, ``cuda`` or ``tensorrt``.
         spinning: onnxruntime only: whether idle worker threads spin, quicker alone and harmful to what runs beside it;
             None leaves it to the runtime.

@@ -91,6 +91,7 @@ class TensorRtEngine(BaseEngine):
     @classmethod
     def precisions(cls) -> tuple[str, ...]:
         """See `BaseEngine.precisions`: what engines of a float32 model can be built at."""
+        load_library(cls.backend)  # that it is missing comes before what is wrong with the GPU
         if reason := why_no_engines(cls.backend, cuda.require_gpu()):
             raise BackendError(reason)
         return ("fp32", "fp16")
