@@ -32,7 +32,7 @@ from typing import Any
 import numpy as np
 
 from ddsm_deploy.artifact import Artifact, resolve
-from ddsm_deploy.engines import BackendStatus, EngineOptions, open_engine, usable_backends
+from ddsm_deploy.engines import BackendStatus, EngineOptions, usable_backends
 from ddsm_deploy.engines.cuda import Gpu, require_gpu
 from ddsm_deploy.engines.tensorrt import why_no_engines
 from ddsm_deploy.errors import BackendError, DdsmError
@@ -211,20 +211,7 @@ def _fill_from_provider(row: Row, model: Artifact, options: argparse.Namespace) 
         wrong = [(segmenter.predict(image).mask != mask).mean() for image, mask in zip(images, expected, strict=True)]
         row.changed = 100 * float(np.mean(wrong))
         row.within = row.changed <= MAX_CHANGED[row.precision]
-        size = (segmenter.spec.height, segmenter.spec.width)
-        feed = np.zeros((1, *size, 3), np.uint8)
-        whole = [_ms(lambda i=i: segmenter.predict(images[i % len(images)])) for i in range(options.runs)]
-    with open_engine(chosen, "onnxruntime", EngineOptions(provider="cuda")) as engine:
-        engine.run({"image": feed})
-        row.infer_ms = float(np.median([_ms(lambda: engine.run({"image": feed})) for _ in range(options.runs)]))
-    row.p50_ms, row.p99_ms = (float(np.percentile(whole, share)) for share in (50, 99))
-    row.fps = 1000 * len(whole) / sum(whole)
-
-
-def _ms(call: Callable[[], Any]) -> float:
-    start = time.perf_counter()
-    call()
-    return 1000 * (time.perf_counter() - start)
+    _time(row, chosen.file("onnx"), BenchOptions(backends=("onnxruntime",), provider="cuda"), options)
 
 
 def _fill(row: Row, model: Artifact, gpu: Gpu, folder: Path, options: argparse.Namespace) -> None:
@@ -245,8 +232,11 @@ def _fill(row: Row, model: Artifact, gpu: Gpu, folder: Path, options: argparse.N
     if report.engine_parity is None:
         raise BackendError("the engine was built, but did not run here")
     row.changed, row.within = report.engine_parity.changed, bool(report.engine_parity)
-    timing = BenchOptions(backends=(row.target,), runs=options.runs, images=options.images)
-    (timed,) = bench(engine, timing).rows
+    _time(row, engine, BenchOptions(backends=(row.target,)), options)
+
+
+def _time(row: Row, file: Path, how: BenchOptions, options: argparse.Namespace) -> None:
+    (timed,) = bench(file, dataclasses.replace(how, runs=options.runs, images=options.images)).rows
     if timed.error:
         raise BackendError(timed.error)
     fields = timed.fields()

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ddsm_deploy.cli.options import Provider
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -38,6 +40,7 @@ def bench(
     sampling: Annotated[
         list[str] | None, typer.Option(help="Of fused files: fused, portable; repeatable; else fused if possible.")
     ] = None,
+    provider: Provider = "cpu",
     threads: Annotated[int | None, typer.Option(help="Threads of one inference; else the runtime's choice.")] = None,
     runs: Annotated[int | None, typer.Option(help="Timed runs on each backend.", show_default="100")] = None,
     seconds: Annotated[
@@ -93,6 +96,7 @@ def bench(
             backends=tuple(backend or ()),
             precisions=tuple(precision or ()),
             samplings=tuple(sampling or ()),
+            provider=provider,
             threads=threads,
             warm_up=warm_up,
             images=images,
@@ -106,7 +110,9 @@ def bench(
         _refuse(tight, "does not go with --rate; --duration says how long")
         one = _given(backend=_one(backend, "backend"), precision=_one(precision, "precision"))
         one |= _given(sampling=_one(sampling, "sampling"), gate=_gate(gate))
-        at_pace = PacedOptions(rate=rate, threads=threads, warm_up=warm_up, images=images, **one, **paced)
+        at_pace = PacedOptions(
+            rate=rate, provider=provider, threads=threads, warm_up=warm_up, images=images, **one, **paced
+        )
         bench_at_pace(model, at_pace, json_file=json_file, plot=plot, per_frame=per_frame)
 
 
@@ -192,7 +198,8 @@ def _show(result: BenchResult, console: Console) -> None:
 
 
 def _label(row: Row) -> str:
-    return " ".join(word for word in (row.backend, row.precision, row.sampling) if word)
+    provider = "" if row.provider == "cpu" else row.provider
+    return " ".join(word for word in (row.backend, provider, row.precision, row.sampling) if word)
 
 
 def _figure(value: float | None, digits: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,7 +23,9 @@ def train(
     samples: Annotated[int | None, typer.Option(help="N, sampled positions a pixel.")] = None,
     detail: Annotated[int | None, typer.Option(help="Channels of the level at stride 2; 0 leaves it out.")] = None,
     enlarge: Annotated[float | None, typer.Option(help="Enlarge images by this inside the network, 1 to 4.")] = None,
-    init: Annotated[Path | None, typer.Option(help="Checkpoint to start from, same architecture.")] = None,
+    init: Annotated[
+        Path | None, typer.Option(help="Checkpoint or shipped model with the same backbone to start from.")
+    ] = None,
     pretrained: Annotated[bool, typer.Option(help="Start the backbone from ImageNet weights.")] = True,
     size: Annotated[str, typer.Option(help="Deployed input, HEIGHTxWIDTH.")] = "360x480",
     crop: Annotated[str | None, typer.Option(help="Training crop, HEIGHTxWIDTH; the size if left out.")] = None,
@@ -98,6 +101,6 @@ def train(
         resume=resume,
     )
     with require("train"):
-        result = run(config)
+        result = run(config, lambda text: print(text, file=sys.stderr))
     print(f"best: {result.checkpoint} (val mIoU {result.miou:.2f}, epoch {result.epoch})")
     print(f"last: {result.final} (val mIoU {result.final_miou:.2f})")

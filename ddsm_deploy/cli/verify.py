@@ -35,6 +35,8 @@ def verify(
     precision_b: Annotated[str | None, typer.Option(help="Likewise of B.")] = None,
     sampling_a: Annotated[str | None, typer.Option(help="fused or portable; else fused if possible.")] = None,
     sampling_b: Annotated[str | None, typer.Option(help="Likewise of B.")] = None,
+    provider_a: Annotated[str, typer.Option(help="Of onnxruntime: cpu, cuda or tensorrt.")] = "cpu",
+    provider_b: Annotated[str, typer.Option(help="Likewise for B.")] = "cpu",
     threads: Annotated[int | None, typer.Option(help="Threads of one inference; else the runtime's choice.")] = None,
     max_changed: Annotated[
         float | None,
@@ -80,6 +82,8 @@ def verify(
         precision_b=precision_b,
         sampling_a=sampling_a,
         sampling_b=sampling_b,
+        provider_a=provider_a,
+        provider_b=provider_b,
         threads=threads,
         max_changed=max_changed,
         max_miou_drop=max_miou_drop,

@@ -53,6 +53,7 @@ class BenchOptions:
         precisions: tried on each backend; none means all that it may make of the model's files. One that this machine
             can't run becomes a row with its reason.
         samplings: ``fused``, ``portable`` or both, a row each; none is fused where it can be had.
+        provider: of onnxruntime, ``cpu``, ``cuda`` or ``tensorrt``; the other backends are run as ever.
         threads: of one inference; None leaves it to each runtime.
         runs: timed runs a row.
         seconds: no further round for a row whose timed runs have taken this long.
@@ -63,6 +64,7 @@ class BenchOptions:
     backends: tuple[str, ...] = ()
     precisions: tuple[str, ...] = ()
     samplings: tuple[str, ...] = ()
+    provider: str = "cpu"
     threads: int | None = None
     runs: int = 100
     seconds: float = 60.0
@@ -77,6 +79,7 @@ class BenchOptions:
             EngineOptions(precision=precision, threads=self.threads)  # checks both
         for sampling in self.samplings:
             EngineOptions(sampling=sampling)
+        EngineOptions(provider=self.provider)
         if self.runs < 1:
             raise ConfigError(f"runs is {self.runs}; expected at least 1")
         if self.warm_up < 0:
@@ -93,6 +96,7 @@ class Row:
         backend: as asked for.
         precision: what really ran; what was asked for where nothing ran (None: the model's own).
         sampling: likewise.
+        provider: of onnxruntime.
         threads: as asked for; None leaves it to the runtime.
         load_ms: from nothing imported to ready: importing the runtime, reading and compiling the model.
         first_ms: the first inference, end to end.
@@ -106,6 +110,7 @@ class Row:
     precision: str | None
     threads: int | None
     sampling: str | None = None
+    provider: str = "cpu"
     load_ms: float = math.nan
     first_ms: float = math.nan
     latencies_ms: tuple[float, ...] = ()
@@ -125,6 +130,8 @@ class Row:
     def fields(self) -> dict[str, Any]:
         """The row as JSON values."""
         asked = {key: getattr(self, key) for key in ("backend", "precision", "sampling", "threads")} | {"batch": 1}
+        if self.backend == "onnxruntime":
+            asked["provider"] = self.provider
         if self.error:
             return {**asked, "error": self.error}
         return {
@@ -234,6 +241,7 @@ def _tasks(model: str | Path | None, artifact: Artifact, options: BenchOptions, 
             backend=status.backend,
             precision=precision,
             sampling=sampling,
+            provider=options.provider if status.backend == "onnxruntime" else "cpu",
             threads=options.threads,
             warm_up=options.warm_up,
             images=tuple(images),
@@ -340,6 +348,7 @@ class Worker:
             backend=self.task.backend,
             precision=self.precision,
             sampling=self.sampling,
+            provider=self.task.provider,
             threads=self.task.threads,
             error=self.error,
         )

@@ -248,8 +248,10 @@ def _relative(error: float, scale: float) -> float:
 
 
 def _engine(segmenter: Segmenter, path: Path, threads: int | None) -> Engine:
-    sampling = None if segmenter.options is None else segmenter.options.sampling
-    options = EngineOptions(precision=segmenter.precision, threads=threads, sampling=sampling)
+    asked = segmenter.options or EngineOptions()
+    options = EngineOptions(
+        precision=segmenter.precision, threads=threads, sampling=asked.sampling, provider=asked.provider
+    )
     return open_engine(resolve(path), segmenter.backend, options)
 
 

@@ -58,6 +58,7 @@ class PacedOptions:
         backend: see `Segmenter.open`, as for the next three.
         precision: None is the model's own, and with ``auto`` whichever is quickest.
         sampling: None is fused where it can be had.
+        provider: of onnxruntime: ``cpu``, ``cuda`` or ``tensorrt``.
         threads: of one inference; None leaves it to the runtime.
         warm_up: runs before the first frame.
         gate: what makes the run fail; None only measures.
@@ -72,6 +73,7 @@ class PacedOptions:
     backend: str = AUTO
     precision: str | None = None
     sampling: str | None = None
+    provider: str = "cpu"
     threads: int | None = None
     warm_up: int = 10
     gate: Gate | None = None
@@ -95,7 +97,9 @@ class PacedOptions:
             raise ConfigError(f"warm-up is {self.warm_up} runs; expected at least 0")
         if self.backend not in (AUTO, *BACKENDS):
             raise ConfigError(f"backend is {self.backend!r}; expected one of {AUTO}, {', '.join(BACKENDS)}")
-        EngineOptions(precision=self.precision, sampling=self.sampling, threads=self.threads)  # checks them
+        EngineOptions(  # checks them
+            precision=self.precision, sampling=self.sampling, threads=self.threads, provider=self.provider
+        )
 
     @property
     def deadline(self) -> float:
@@ -239,7 +243,7 @@ def _images(folder: Path | None) -> tuple[list[Image], str]:
 
 
 def _open(artifact: Artifact, options: PacedOptions) -> Segmenter:
-    engine = EngineOptions(sampling=options.sampling)
+    engine = EngineOptions(sampling=options.sampling, provider=options.provider)
     return Segmenter.open(
         artifact, backend=options.backend, precision=options.precision, threads=options.threads, options=engine
     )
@@ -261,6 +265,7 @@ def _settings(artifact: Artifact, segmenter: Segmenter, options: PacedOptions, i
         "load": options.load,
         "images": images,
         "warm_up": options.warm_up,
+        **({} if options.provider == "cpu" else {"provider": options.provider}),  # baselines without it are of CPUs
     }
 
 

@@ -27,12 +27,14 @@ class Side:
             ``openvino`` and the others that is installed and can run it at `precision`.
         precision: what it must run at; None is its own.
         sampling: how it must sample; None is fused where it can be had.
+        provider: of onnxruntime: ``cpu``, ``cuda`` or ``tensorrt``.
     """
 
     model: Model = None
     backend: str | None = None
     precision: str | None = None
     sampling: str | None = None
+    provider: str = "cpu"
 
 
 class Pair:
@@ -109,7 +111,7 @@ def _open(side: Side, threads: int | None, *, size: tuple[int, int] | None = Non
         threads=threads,
         size=size,
         warm_up=False,
-        options=EngineOptions(outputs=outputs, sampling=side.sampling),
+        options=EngineOptions(outputs=outputs, sampling=side.sampling, provider=side.provider),
     )
 
 
@@ -130,7 +132,7 @@ def _check(a: Segmenter, b: Segmenter) -> None:
     if (a.file, a.label) == (b.file, b.label):
         raise ConfigError(
             f"A and B are one and the same, {describe(a)}, and would always agree; name another file, or say "
-            "--backend-b, --precision-b or --sampling-b"
+            "--backend-b, --precision-b, --sampling-b or --provider-b"
         )
     if a.spec.classes != b.spec.classes:
         only = [", ".join(c for c in x.spec.classes if c not in y.spec.classes) for x, y in ((a, b), (b, a))]

@@ -39,6 +39,8 @@ class VerifyOptions:
         precision_b: likewise for B.
         sampling_a: how A must sample, ``fused`` or ``portable``; None is fused where it can be had.
         sampling_b: likewise for B.
+        provider_a: of onnxruntime where it runs A: ``cpu``, ``cuda`` or ``tensorrt``.
+        provider_b: likewise for B.
         threads: threads of one inference.
         max_changed: most per cent of the pixels (0..100) whose class may differ; None takes it from `MAX_CHANGED`.
         max_miou_drop: most points that B's mIoU may lie below A's; needs `dataset`.
@@ -59,6 +61,8 @@ class VerifyOptions:
     precision_b: str | None = None
     sampling_a: str | None = None
     sampling_b: str | None = None
+    provider_a: str = "cpu"
+    provider_b: str = "cpu"
     threads: int | None = None
     max_changed: float | None = None
     max_miou_drop: float | None = None
@@ -137,12 +141,19 @@ def verify(
         return lambda done, total: progress(text, done, total) if progress else None
 
     sides = (
-        Side(model=a, backend=options.backend_a, precision=options.precision_a, sampling=options.sampling_a),
+        Side(
+            model=a,
+            backend=options.backend_a,
+            precision=options.precision_a,
+            sampling=options.sampling_a,
+            provider=options.provider_a,
+        ),
         Side(
             model=a if b is None else b,
             backend=options.backend_b,
             precision=options.precision_b,
             sampling=options.sampling_b,
+            provider=options.provider_b,
         ),
     )
     with Pair(*sides, threads=options.threads) as pair:

@@ -42,6 +42,7 @@ class Task:
         warm_up: untimed runs before the first timed one.
         images: files to run on in turn; none means one image of uniform noise at the model's input size.
         sampling: asked for; None is fused where it can be had.
+        provider: of onnxruntime.
     """
 
     model: str | None
@@ -51,6 +52,7 @@ class Task:
     warm_up: int
     images: tuple[str, ...]
     sampling: str | None = None
+    provider: str = "cpu"
 
 
 def serve(commands: TextIO, replies: TextIO) -> None:
@@ -64,7 +66,9 @@ def serve(commands: TextIO, replies: TextIO) -> None:
     try:
         pictures = [read_image(path) for path in task.images]
         start = time.perf_counter()
-        options = EngineOptions(precision=task.precision, threads=task.threads, sampling=task.sampling)
+        options = EngineOptions(
+            precision=task.precision, threads=task.threads, sampling=task.sampling, provider=task.provider
+        )
         with Segmenter.open(task.model, backend=task.backend, warm_up=False, options=options) as segmenter:
             load_ms = _since(start)
             pictures = pictures or [_noise(segmenter.spec.height, segmenter.spec.width)]

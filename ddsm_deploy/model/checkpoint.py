@@ -86,15 +86,41 @@ def load_weights(network: nn.Module, path: str | Path) -> None:
     Raises:
         ArtifactError: unreadable, or the tensors do not fit.
     """
-    try:
-        state = safetensors.torch.load_file(str(path))
-    except (OSError, safetensors.SafetensorError) as exc:
-        raise ArtifactError(f"{path}: not a readable safetensors file ({exc})") from exc
+    state = _read_tensors(path)
     try:
         network.load_state_dict(state)  # casts float16 storage to the network's float32
     except RuntimeError as exc:
         first = next((line.strip() for line in str(exc).splitlines()[1:]), str(exc))
         raise ArtifactError(f"{path}: a checkpoint of another architecture ({first})") from exc
+
+
+def start_from(network: nn.Module, path: str | Path) -> tuple[list[str], list[str]]:
+    """Copies what a checkpoint shares with a network, by name and shape; the rest of the network stays as it is.
+
+    For training that goes on with other classes, other branches or another number of samples. The backbone has to fit
+    as a whole.
+
+    Returns:
+        Names of the network's tensors that the checkpoint has not, and of the checkpoint's that were not used.
+
+    Raises:
+        ArtifactError: unreadable, or of another backbone.
+    """
+    state, own = _read_tensors(path), network.state_dict()
+    shared = {name: tensor for name, tensor in state.items() if name in own and own[name].shape == tensor.shape}
+    new, unused = sorted(own.keys() - shared.keys()), sorted(state.keys() - shared.keys())
+    if misfit := next((name for name in [*new, *unused] if name.startswith("backbone.")), None):
+        raise ArtifactError(f"{path}: a checkpoint of another backbone ({misfit})")
+    network.load_state_dict(shared, strict=False)
+    return new, unused
+
+
+def _read_tensors(path: str | Path) -> dict[str, torch.Tensor]:
+    try:
+        state: dict[str, torch.Tensor] = safetensors.torch.load_file(str(path))
+    except (OSError, safetensors.SafetensorError) as exc:
+        raise ArtifactError(f"{path}: not a readable safetensors file ({exc})") from exc
+    return state
 
 
 def absorb_norms(network: nn.Module, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

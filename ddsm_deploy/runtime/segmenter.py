@@ -142,8 +142,10 @@ class Segmenter:
 
     @property
     def label(self) -> str:
-        """Backend, precision and sampling in words."""
-        return in_words(self.backend, self.precision, self.sampling)
+        """Backend (with its provider, unless that is the CPU), precision and sampling in words."""
+        provider = "cpu" if self.options is None else self.options.provider
+        backend = self.backend if provider == "cpu" else f"{self.backend} {provider}"
+        return in_words(backend, self.precision, self.sampling)
 
     @property
     def fit(self) -> str:

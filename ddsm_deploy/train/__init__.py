@@ -5,6 +5,7 @@ Importing this loads no torch; `train` does, once the configuration, the folders
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from ddsm_deploy.train.config import TrainConfig
@@ -16,15 +17,20 @@ if TYPE_CHECKING:
 __all__ = ["TrainConfig", "train"]
 
 
-def train(config: TrainConfig) -> TrainResult:
+def train(config: TrainConfig, progress: Callable[[str], None] = lambda text: None) -> TrainResult:
     """Runs one training, or goes on with one that was stopped.
+
+    Args:
+        config: what to train, on what, for how long.
+        progress: told, in a line, what of `TrainConfig.init` could not be used.
 
     Raises:
         ConfigError: the output folder holds another run, or there is none to resume.
+        ArtifactError: the checkpoint to start from can't be read, or has another backbone.
         InputError: the data can't be read.
         KeyboardInterrupt: stopped by Ctrl-C; the last whole epoch is kept, and `resume` goes on from it.
     """
     training, validation = open_run(config)
     from ddsm_deploy.train.loop import fit
 
-    return fit(config, training, validation)
+    return fit(config, training, validation, progress)

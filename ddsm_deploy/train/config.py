@@ -23,7 +23,8 @@ class TrainConfig:
         train_split: name of the split to learn from.
         val_split: name of the split that chooses the best checkpoint.
         network: the network's numbers.
-        init: a checkpoint of the same architecture to start from, instead of ImageNet weights.
+        init: a checkpoint or a shipped model's name, with the same backbone: the start instead of ImageNet weights.
+            What it lacks or has in another shape, such as a head for other classes, starts afresh.
         pretrained: start the backbone from ImageNet weights.
         height: rows of the deployed input, pixels; validation images are resized to it.
         width: columns likewise.

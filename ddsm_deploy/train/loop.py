@@ -8,7 +8,7 @@ import dataclasses
 import json
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,9 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.data import DataLoader
 
+from ddsm_deploy.artifact import resolve
 from ddsm_deploy.datasets import Dataset
-from ddsm_deploy.model.checkpoint import load_weights, read_spec, save_checkpoint
+from ddsm_deploy.model.checkpoint import read_spec, save_checkpoint, start_from
 from ddsm_deploy.model.network import build_network, load_imagenet
 from ddsm_deploy.spec import ModelSpec
 from ddsm_deploy.train.config import TrainConfig
@@ -95,10 +96,10 @@ class KeepBest(Callback):
         self.newest = state_dict.get("newest", self.newest)  # runs begun before there was one go on all the same
 
 
-def fit(config: TrainConfig, training: Dataset, validation: Dataset) -> TrainResult:
+def fit(config: TrainConfig, training: Dataset, validation: Dataset, progress: Callable[[str], None]) -> TrainResult:
     """The loop of `ddsm_deploy.train.train`, on the data that `open_run` has found."""
     pl.seed_everything(config.seed, workers=True, verbose=False)
-    task = _task(config, training)
+    task = _task(config, training, progress)
     best = KeepBest(config.output)
     trainer = _trainer(config, best)
     _record(config)
@@ -117,13 +118,16 @@ def fit(config: TrainConfig, training: Dataset, validation: Dataset) -> TrainRes
     return TrainResult(best.best, best.miou, best.epoch, best.final, best.newest)
 
 
-def _task(config: TrainConfig, training: Dataset) -> SegmentationTask:
+def _task(config: TrainConfig, training: Dataset, progress: Callable[[str], None]) -> SegmentationTask:
     classes = training.classes
     network = build_network(config.network, len(classes.names))
     facts: dict[str, Any] = {}
     if config.init is not None:
-        load_weights(network, config.init)
-        origin = read_spec(config.init)
+        source = resolve(config.init).file("checkpoint")
+        new, unused = start_from(network, source)
+        if new or unused:
+            progress(f"{config.init}: {len(new)} tensors start afresh ({_modules(new)}), {len(unused)} are left out")
+        origin = read_spec(source)
         facts["mean"], facts["std"] = origin.mean, origin.std
     elif config.pretrained:
         facts["mean"], facts["std"] = load_imagenet(network.backbone, config.network.backbone)
@@ -145,6 +149,12 @@ def _task(config: TrainConfig, training: Dataset) -> SegmentationTask:
     )
     weights = [1.0] * len(classes.names) if config.class_weights == "none" else class_weights(training)
     return SegmentationTask(network, spec, config, torch.as_tensor(weights, dtype=torch.float32))
+
+
+def _modules(tensors: Iterable[str]) -> str:
+    """The modules of some tensors, ``fusions.0.spatial`` for all below that, and none for no tensors."""
+    names = dict.fromkeys(".".join(name.split(".")[:3]) for name in tensors)
+    return ", ".join(names) or "none"
 
 
 def _trainer(config: TrainConfig, best: KeepBest) -> pl.Trainer:

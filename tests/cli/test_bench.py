@@ -47,6 +47,7 @@ def test_nothing_that_can_run(colour_onnx: Path) -> None:
     [
         (("--backend", "tflite"), "backend is 'tflite'; expected one of"),
         (("--precision", "fp8"), "precision is 'fp8'; expected one of"),
+        (("--provider", "rocm"), "provider is 'rocm'; expected one of"),
         (("--runs", "0"), "runs is 0"),
         (("--images", "nowhere"), "nowhere: no such folder"),
     ],

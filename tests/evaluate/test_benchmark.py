@@ -121,6 +121,18 @@ class TestBench:
         assert "not at int8" in reasons["onnxruntime", "int8"]
         assert reasons["onnxruntime", "fp32"] == reasons["openvino", "fp32"] == ""
 
+    def test_a_provider_is_onnxruntimes_alone(self, colour_onnx: Path, need, missing) -> None:
+        need("openvino")
+        import onnxruntime
+
+        if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+            missing("cpu-only", "this onnxruntime has CUDA")
+        options = BenchOptions(backends=("onnxruntime", "openvino"), provider="cuda", runs=1, warm_up=0)
+        rows = {row.backend: row for row in bench(colour_onnx, options).rows}
+        assert "no CUDAExecutionProvider" in rows["onnxruntime"].error
+        assert (rows["onnxruntime"].fields()["provider"], rows["openvino"].provider) == ("cuda", "cpu")
+        assert rows["openvino"].error == ""
+
     def test_the_time_limit_ends_a_row_after_its_round(self, colour_onnx: Path) -> None:
         options = BenchOptions(backends=("onnxruntime",), runs=1000, seconds=1e-6, warm_up=0)
         (row,) = bench(colour_onnx, options).rows

@@ -282,6 +282,7 @@ def test_frames_are_evenly_spaced(data: Path) -> None:
         ({"backend_b": "tflite"}, ConfigError, "backend is 'tflite'"),
         ({"precision_b": "bf8"}, ConfigError, "precision is 'bf8'"),
         ({"precision_b": "bf16", "backend_b": "onnxruntime"}, BackendError, "onnxruntime runs .* at fp32"),
+        ({"provider_b": "cuda", "backend_b": "openvino"}, ConfigError, "openvino has no option 'provider'"),
         ({"backend_b": "torch"}, ArtifactError, "has no checkpoint"),
         (
             {"max_logit_error": 1.0, "backend_b": "openvino"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pickle
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import safetensors.torch
 import torch
 
 from ddsm_deploy.errors import ArtifactError, InputError
-from ddsm_deploy.model.checkpoint import absorb_norms, load_checkpoint, read_spec, save_checkpoint
+from ddsm_deploy.model.checkpoint import absorb_norms, load_checkpoint, read_spec, save_checkpoint, start_from
 from ddsm_deploy.model.network import build_network
 from ddsm_deploy.spec import ModelSpec, NetworkConfig
 
@@ -72,6 +73,27 @@ def test_another_architecture_is_refused(tmp_path: Path, network: torch.nn.Modul
     save_checkpoint(tmp_path / "a.safetensors", network, SPEC.replace(network=wider))
     with pytest.raises(ArtifactError, match="another architecture"):
         load_checkpoint(tmp_path / "a.safetensors")
+
+
+def test_a_start_takes_what_fits(tmp_path: Path, network: torch.nn.Module) -> None:
+    save_checkpoint(tmp_path / "a.safetensors", network, SPEC)
+    other = build_network(dataclasses.replace(SPEC.network, fusion="spatial", samples=4), len(SPEC.classes) + 1)
+    before = {name: tensor.clone() for name, tensor in other.state_dict().items()}
+    new, unused = start_from(other, tmp_path / "a.safetensors")
+    theirs = network.state_dict()
+    for name, tensor in other.state_dict().items():
+        assert torch.equal(tensor, before[name] if name in new else theirs[name]), name
+    assert {name.rpartition(".")[0] for name in new} == {"head.1", *(f"fusions.{i}.spatial.offset" for i in range(3))}
+    assert {name.split(".")[2] for name in unused if name not in new} == {"channel"}
+
+
+def test_a_start_wants_the_same_backbone(tmp_path: Path, network: torch.nn.Module) -> None:
+    save_checkpoint(tmp_path / "a.safetensors", network, SPEC)
+    other = build_network(dataclasses.replace(SPEC.network, backbone="resnet18"), len(SPEC.classes))
+    before = [tensor.clone() for tensor in other.state_dict().values()]
+    with pytest.raises(ArtifactError, match="another backbone"):
+        start_from(other, tmp_path / "a.safetensors")
+    assert all(torch.equal(a, b) for a, b in zip(before, other.state_dict().values(), strict=True))
 
 
 def test_foreign_and_damaged_files_are_refused(tmp_path: Path, network: torch.nn.Module) -> None:

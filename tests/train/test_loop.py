@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
 from ddsm_deploy.errors import ConfigError
 from ddsm_deploy.model.checkpoint import read_spec
@@ -106,6 +107,19 @@ def test_a_killed_run_goes_on_where_it_was(scenes: Path, tmp_path: Path) -> None
     assert after[-1] == epochs - 1
     assert after == sorted(set(after)), "an epoch was trained or logged twice"
     assert set(seen) <= set(after), "what was logged before is lost"
+
+
+def test_it_starts_from_another_network(finished: Path, scenes: Path, tmp_path: Path) -> None:
+    start = finished / "final.safetensors"
+    extra = ["--init", str(start), "--fusion", "spatial", "--samples", "4", "--epochs", "1", "--lr", "1e-6"]
+    done = run(*command(scenes, tmp_path / "run", *extra))
+    assert done.returncode == 0, done.stderr
+    assert "start afresh (fusions.0.spatial, fusions.1.spatial, fusions.2.spatial)" in done.stderr
+    # at that rate the weights are still those it started from
+    before, after = load_file(start), load_file(tmp_path / "run" / "final.safetensors")
+    for name in ("backbone.conv_stem.weight", "fusions.0.spatial.query.0.weight", "head.1.weight"):
+        assert (before[name] - after[name]).abs().max() < 1e-4
+    assert after["fusions.0.spatial.offset.weight"].shape[0] == 2 * 4
 
 
 def test_ctrl_c_ends_with_130_and_keeps_the_last_epoch(scenes: Path, tmp_path: Path) -> None:
