@@ -1,8 +1,9 @@
 """Builds the C++ kernels with whatever compiler there is, as a hook of hatchling.
 
 Without a compiler the package is built all the same: `ddsm_deploy.kernels.status()` then says why there are no
-kernels, and dynamic sampling runs as standard operators. Two libraries: ``libddsm.so`` (the kernels and ONNX Runtime's
-entry) and, where the headers of oneTBB are found, ``libddsm_tbb.so`` (a pool over the threads that OpenVINO has).
+kernels, and dynamic sampling runs as standard operators. Three libraries: ``libddsm.so`` (the kernels and ONNX
+Runtime's entry), ``libddsm_heap.so`` (memory for building engines) and, where the headers of oneTBB are found,
+``libddsm_tbb.so`` (a pool over the threads that OpenVINO has).
 """
 
 from __future__ import annotations
@@ -35,7 +36,11 @@ FLAGS_OF = {
     "_avx2": ["-mavx2", "-mfma"],
     "_avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"],
 }
-LIBRARIES = {"libddsm.so": PLACE / "src", "libddsm_tbb.so": PLACE / "src" / "tbb"}
+LIBRARIES = {
+    "libddsm.so": PLACE / "src",
+    "libddsm_tbb.so": PLACE / "src" / "tbb",
+    "libddsm_heap.so": PLACE / "src" / "heap",
+}
 
 
 class NotBuilt(Exception):
@@ -58,7 +63,9 @@ class KernelsHook(BuildHookInterface):  # type: ignore[misc]
                 build(root / sources, target)
             except NotBuilt as exc:
                 problems.append(f"{library}: {exc}")
-                self.app.display_warning(f"ddsm-deploy: {library} was not built, so a slower path is taken: {exc}")
+                self.app.display_warning(
+                    f"ddsm-deploy: {library} was not built, so there is less to choose from: {exc}"
+                )
                 continue
             build_data["artifacts"].append(f"/{PLACE / library}")
             build_data["pure_python"] = False

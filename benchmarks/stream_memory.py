@@ -80,7 +80,8 @@ def plot(curve: list[tuple[int, float]], label: str, path: Path) -> None:
 
     figure, axes = plt.subplots(figsize=(7, 3), layout="constrained")
     axes.plot([frame / 30 / 60 for frame, _ in curve], [mb for _, mb in curve])
-    axes.set(xlabel="minutes of frames at 30 a second", ylabel="resident memory, MB", ylim=(0, None), title=label)
+    axes.set(xlabel="minutes of frames at 30 a second", ylabel="resident memory, MB", title=label)
+    axes.set_ylim(0, 1.25 * max(mb for _, mb in curve))  # from zero, so that a leak of a few per cent is seen as that
     figure.savefig(path, dpi=120)
 
 

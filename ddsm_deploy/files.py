@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ddsm_deploy.errors import InputError
@@ -20,15 +20,16 @@ def replacing(output: Path) -> Iterator[Path]:
     temporary = output.with_name(f".{output.name}.{os.getpid()}.part")
     if output.is_dir():
         raise InputError(f"{output}: is a folder; expected the name of a file such as model.onnx")
-    with writing(output):
-        output.parent.mkdir(parents=True, exist_ok=True)
-        temporary.touch()
     try:
+        with writing(output):
+            output.parent.mkdir(parents=True, exist_ok=True)
+            temporary.touch()
         yield temporary
         with writing(output):
             temporary.replace(output)
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # it was renamed, or its folder can't even be entered
+            temporary.unlink()
 
 
 @contextmanager

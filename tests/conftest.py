@@ -42,6 +42,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+SLOWEST = ("test_readme.py", "test_loop.py", "test_export.py", "test_build.py")
+"""Files of minutes each."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts the slowest files first, for a process that began one last would end long after the other."""
+    items.sort(key=lambda item: SLOWEST.index(item.path.name) if item.path.name in SLOWEST else len(SLOWEST))
+
+
 class Missing:
     """Skips a test for want of something, or fails it where `--require` names that."""
 

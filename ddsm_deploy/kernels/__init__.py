@@ -142,6 +142,16 @@ def pool_path() -> Path:
     return path
 
 
+def heap_path() -> Path | None:
+    """The library that, preloaded, gives a process memory at the same addresses in every run; None where it was not
+    built.
+
+    What it is for: `ddsm_deploy.export.tensorrt.builder`.
+    """
+    path = _FOLDER / "libddsm_heap.so"
+    return path if path.is_file() else None
+
+
 def forward(
     sizes: Sizes,
     query: View,

@@ -85,9 +85,8 @@ def build_engine(
 ) -> BuildReport:
     """Builds an engine and writes it with its record, both whole or not at all.
 
-    The same model, options and TensorRT-RTX give the same bytes of both files if the sizes are fixed. With open height
-    and width they may not, as the record then says: the builder numbers sizes by memory addresses. TensorRT chooses
-    kernels by timing them, so its engines may differ from build to build.
+    The same model, options and installation of TensorRT-RTX give the same bytes of both files. TensorRT chooses kernels
+    by timing them, so its engines may differ from build to build.
 
     Args:
         model: an ONNX file, a bundle, a shipped model's name, or what `resolve` made of one.
@@ -140,7 +139,7 @@ def build_engine(
             versions=_versions(),
             sampling=spec.provenance.get("sampling", ""),
             parity=_parity_facts(source, parity, options),
-            notes=(*notes, *_layer_notes(built, outline), *_option_notes(options)),
+            notes=(*notes, *_layer_notes(built, outline), *_option_notes(options, built)),
         )
         engine_parity = _engine_parity(record, engine, source, options, output, report)
         if engine_parity is not None:
@@ -323,16 +322,17 @@ def _layer_notes(built: builder.Built, outline: guard.Graph) -> list[str]:
     return [f"{len(other)} nodes are not computed as written: {', '.join(other[:5])}"] if other else []
 
 
-def _option_notes(options: BuildOptions) -> list[str]:
+def _option_notes(options: BuildOptions, built: builder.Built) -> list[str]:
     notes = []
     if options.sampling == "fused":
         notes.append(
             "sampling runs in the project's own CUDA kernel, which is experimental; compare it with a portable engine "
             "on this GPU"
         )
-    if options.target == "tensorrt-rtx" and options.profile is not None:
+    if options.target == "tensorrt-rtx" and options.profile is not None and not built.repeatable:
         notes.append(
-            "TensorRT-RTX numbers the open sizes inside an engine by chance: another build may have other bytes"
+            "TensorRT-RTX numbers the open sizes inside an engine by memory addresses, and the heap that keeps those "
+            "alike was not built with this package: another build may have other bytes"
         )
     if options.dla_core is not None:
         notes.append(

@@ -15,20 +15,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ddsm_deploy import kernels
 from ddsm_deploy.enginefile import Profile, TensorRecord
 from ddsm_deploy.errors import BackendError, BackendMissing
 from ddsm_deploy.export.tensorrt.log import Layer
 
 NAMES = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}
 
-_ONNX, _ENGINE = "graph.onnx", "graph.engine"
-_REPEATABLE = {
-    "PYTHONHASHSEED": "0",
-    # no lists of small freed blocks: otherwise the length of a text such as "0.98 seconds" moves later blocks
-    "GLIBC_TUNABLES": "glibc.malloc.tcache_count=0:glibc.malloc.mxfast=0",
-}
-_NEEDED = ("LD_LIBRARY_PATH", "PYTHONPATH", "PYTHONHOME", "SYSTEMROOT", "TMPDIR", "TEMP")
-
+_ONNX, _ENGINE, _HEAP = "graph.onnx", "graph.engine", "heap.so"
 Progress = Callable[[str, float], None]
 """Called with the name of the phase and the finished share of the build, 0 to 1."""
 
@@ -101,6 +95,7 @@ class Built:
         outputs: likewise.
         layers: of the engine, from the verbose log.
         warnings: NVIDIA's, as they are.
+        repeatable: the child had a heap of its own, on which equal jobs give equal bytes.
     """
 
     version: str
@@ -108,6 +103,7 @@ class Built:
     outputs: tuple[TensorRecord, ...]
     layers: tuple[Layer, ...]
     warnings: tuple[str, ...]
+    repeatable: bool
 
 
 def library_version(target: str) -> str:
@@ -136,6 +132,7 @@ def build(job: Job, progress: Progress | None = None) -> Built:
         outputs=tuple(_tensor(fields) for fields in result["outputs"]),
         layers=tuple(Layer(kind, dtype, tuple(nodes)) for kind, dtype, nodes in result["layers"]),
         warnings=tuple(result["warnings"]),
+        repeatable=result["repeatable"],
     )
 
 
@@ -143,13 +140,20 @@ def _tensor(fields: Mapping[str, Any]) -> TensorRecord:
     return TensorRecord(name=fields["name"], dtype=fields["dtype"], shape=tuple(fields["shape"]))
 
 
-def _environment(target: str) -> dict[str, str]:
-    """The child's environment: for TensorRT-RTX the same in every build, because its size moves memory addresses, and
-    those show in the engine's bytes (see `worker`). TensorRT gets all, for what it may need for the GPU.
+def _environment(target: str, folder: Path | None) -> dict[str, str]:
+    """The child's environment.
+
+    TensorRT-RTX 1.7.1 numbers the open sizes inside an engine by the addresses of its own objects, so the child gets a
+    heap that lays them out alike in every run (`kernels/src/heap`). It is found in the child's folder, for a path with
+    a space can't be preloaded.
     """
-    if target == "tensorrt":
-        return dict(os.environ)
-    return {name: os.environ[name] for name in _NEEDED if name in os.environ} | _REPEATABLE
+    environment = dict(os.environ)
+    heap = kernels.heap_path()
+    if target == "tensorrt-rtx" and folder is not None and heap is not None:
+        (folder / _HEAP).symlink_to(heap)
+        environment["LD_PRELOAD"] = " ".join([f"./{_HEAP}", *filter(None, [environment.get("LD_PRELOAD")])])
+        environment["PYTHONHASHSEED"] = "0"
+    return environment
 
 
 def _run(target: str, job: str, progress: Progress, folder: Path | None) -> dict[str, Any]:
@@ -164,7 +168,7 @@ def _run(target: str, job: str, progress: Progress, folder: Path | None) -> dict
             text=True,
             encoding="utf-8",
             cwd=folder,
-            env=_environment(target),
+            env=_environment(target, folder),
             start_new_session=True,  # a Ctrl-C in the terminal is for the parent, which ends the child
         )
         try:

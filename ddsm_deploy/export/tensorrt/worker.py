@@ -23,7 +23,6 @@ from ddsm_deploy.export.tensorrt import log as texts
 LIBRARIES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 """Target -> the module that builds for it."""
 
-_ASK, _NO_RANDOMIZING = 0xFFFFFFFF, 0x0040000  # <sys/personality.h>: read it; ADDR_NO_RANDOMIZE
 _STEP = 0.002  # smallest growth of the finished share that is told
 
 
@@ -52,7 +51,6 @@ class Out:
 
 def main() -> None:
     """Does the one job."""
-    _fix_addresses()
     out = Out(os.fdopen(os.dup(1), "w", encoding="utf-8"))
     os.dup2(2, 1)  # the library prints to standard output as well
     job = json.load(sys.stdin)
@@ -64,21 +62,13 @@ def main() -> None:
         out("failed", text=str(exc), node=exc.node)
 
 
-def _fix_addresses() -> None:
-    """Starts this program over with memory addresses that are the same in every run, where the system allows that.
-
-    TensorRT-RTX 1.7.1 numbers the open sizes inside an engine by the addresses of its own objects, so that no two
-    builds had the same bytes. With this, and with the environment that `builder` gives, those with an open batch have;
-    with open height and width many still differ, one thread or several. Engines of fixed sizes are equal in any case.
-    Containers may forbid it: seccomp filters often leave this call of Linux out.
-    """
-    if sys.platform != "linux":
-        return
-    personality = ctypes.CDLL(None).personality
-    personality.argtypes = [ctypes.c_ulong]
-    now = personality(_ASK)
-    if now != -1 and not now & _NO_RANDOMIZING and personality(now | _NO_RANDOMIZING) != -1:
-        os.execv(sys.executable, [sys.executable, "-P", "-m", "ddsm_deploy.export.tensorrt.worker"])
+def _restart_heap() -> bool:
+    """Lets memory go on at the same place in every run, whatever came before, where the heap for that is preloaded."""
+    try:
+        restart = ctypes.CDLL(None).ddsm_heap_restart
+    except (AttributeError, OSError, TypeError):  # not preloaded; or a system without such a thing
+        return False
+    return bool(restart() == 0)
 
 
 def _library(target: str) -> Any:
@@ -90,6 +80,7 @@ def _library(target: str) -> Any:
 
 def _build(trt: Any, job: dict[str, Any], out: Out) -> dict[str, Any]:
     logger = _logger(trt, out)
+    repeatable = _restart_heap()
     try:
         builder = trt.Builder(logger)
     except TypeError as exc:  # pybind11's way of saying that the factory gave no builder
@@ -116,6 +107,7 @@ def _build(trt: Any, job: dict[str, Any], out: Out) -> dict[str, Any]:
         "inputs": [_tensor(trt, network.get_input(i)) for i in range(network.num_inputs)],
         "outputs": [_tensor(trt, network.get_output(i)) for i in range(network.num_outputs)],
         "layers": [[layer.kind, layer.dtype, list(layer.nodes)] for layer in texts.layers(logger.lines)],
+        "repeatable": repeatable,
         "warnings": list(dict.fromkeys(logger.warnings))[:50],
     }
 
