@@ -206,7 +206,11 @@ def card(args: argparse.Namespace, folder: Path, judged: Scores, own: Scores) ->
     network, spec = load_checkpoint(resolve(folder).file("checkpoint"))
     config = json.loads((args.runs[-1] / "config.json").read_text(encoding="utf-8"))
     name = args.name if args.judged_by is None else kept_checkpoint(args.name)
-    fused = {"ddsm": "A DDSM network (both branches)", "add": "A plain feature pyramid"}
+    fused = {
+        "ddsm": f"A DDSM network (both branches, N = {spec.network.samples})",
+        "spatial": f"A DDSM network (spatial branch, N = {spec.network.samples})",
+        "add": "A plain feature pyramid",
+    }
     text = CARD.format(
         name=args.name,
         kind=f"{fused.get(config['network']['fusion'], config['network']['fusion'])} on {spec.network.backbone}",
@@ -255,14 +259,19 @@ def curve(run: Path) -> list[tuple[int, float]]:
         return [(int(row["epoch"]) + 1, float(row["val/miou"])) for row in csv.DictReader(file) if row["val/miou"]]
 
 
+_TELLING = ("backbone", "fusion", "samples")
+
+
 def stage(run: Path) -> str:
     """One run as a line of Markdown: its command, and how far it went."""
     config = json.loads((run / "config.json").read_text(encoding="utf-8"))
     reached = curve(run)
     network = config["network"]
-    alike = [name for name, v in VARIANTS.items() if (v.backbone, v.fusion) == (network["backbone"], network["fusion"])]
+    # named after the closest; `max` takes the first of equals
+    variant = max(VARIANTS, key=lambda name: [getattr(VARIANTS[name], key) == network[key] for key in _TELLING])
     options = {
-        "variant": alike[0],
+        "variant": variant,
+        **{key: network[key] for key in _TELLING[1:] if network[key] != getattr(VARIANTS[variant], key)},
         "crop": "x".join(map(str, config["crop"])),
         "scale": " ".join(map(str, config["scale"])),
         "epochs": config["epochs"],

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import platform
 import shutil
 import signal
 import subprocess
@@ -149,11 +150,20 @@ def _environment(target: str, folder: Path | None) -> dict[str, str]:
     """
     environment = dict(os.environ)
     heap = kernels.heap_path()
-    if target == "tensorrt-rtx" and folder is not None and heap is not None:
+    if target == "tensorrt-rtx" and folder is not None and heap is not None and _may_reserve_addresses():
         (folder / _HEAP).symlink_to(heap)
         environment["LD_PRELOAD"] = " ".join([f"./{_HEAP}", *filter(None, [environment.get("LD_PRELOAD")])])
         environment["PYTHONHASHSEED"] = "0"
     return environment
+
+
+def _may_reserve_addresses() -> bool:
+    """Whether a process here may take terabytes of addresses (not of memory), as that heap does."""
+    if platform.machine() != "x86_64":
+        return False  # not tried; some have too few
+    import resource  # not on Windows
+
+    return resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY
 
 
 def _run(target: str, job: str, progress: Progress, folder: Path | None) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import tensorrt_graphs as graphs
 from ddsm_deploy.enginefile import Profile, TensorRecord
 from ddsm_deploy.errors import BackendError, BackendMissing
 from ddsm_deploy.export.tensorrt.builder import Job, build, library_version
+from ddsm_deploy.kernels import heap_path
 
 
 @pytest.fixture
@@ -57,6 +58,30 @@ def test_equal_jobs_give_equal_bytes(job: Job, tmp_path: Path) -> None:
     again = elsewhere / "another.engine"
     build(Job(target="tensorrt-rtx", onnx=job.onnx, engine=again, sampling=job.sampling))
     assert again.read_bytes() == first
+
+
+def test_the_heap_is_found_in_a_folder_with_spaces(
+    job: Job, tmp_path: Path, missing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if heap_path() is None:
+        missing("kernels", "the heap was not built")
+    (tmp_path / "a b:c").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "a b:c"))
+    assert build(job).repeatable
+
+
+def test_where_addresses_are_limited_it_builds_without_the_heap(job: Job) -> None:
+    code = f"""
+import resource
+from pathlib import Path
+from ddsm_deploy.export.tensorrt.builder import Job, build
+resource.setrlimit(resource.RLIMIT_AS, (2**36, 2**36))
+job = Job(target="tensorrt-rtx", onnx=Path({str(job.onnx)!r}), engine=Path({str(job.engine)!r}), sampling=("linear",))
+print(build(job).repeatable)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "False\n"), done.stderr
+    assert job.engine.read_bytes()[:4] == b"vtrt"
 
 
 def test_the_child_runs_in_a_folder_of_its_own() -> None:
