@@ -64,7 +64,7 @@ class KernelsHook(BuildHookInterface):  # type: ignore[misc]
             except NotBuilt as exc:
                 problems.append(f"{library}: {exc}")
                 self.app.display_warning(
-                    f"ddsm-deploy: {library} was not built, so there is less to choose from: {exc}"
+                    f"ddsm-deploy: {library} was not built, and the package does without it: {exc}"
                 )
                 continue
             build_data["artifacts"].append(f"/{PLACE / library}")
