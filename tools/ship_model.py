@@ -67,10 +67,10 @@ reach; whoever deploys them commercially should settle the question of the train
 {stages}
 
 Flip, scale, photometric changes; AdamW (offset convolutions at {offset_lr} of the rate, weight decay {decay}), poly
-decay, {warmup} epoch of warm-up; OHEM cross-entropy (pixels above {ohem} are easy) with class weights that fade to 1,
-soft Jaccard, auxiliary losses ×{aux}, averaged weights, {precision}, seed {seed}. This is the last epoch's network: val
-(101 frames) was looked at {looks} times along the way and chose no checkpoint; that earlier experiments were scored on
-it too is told in docs/experiments.md.
+decay, {warmup} epoch of warm-up; OHEM cross-entropy (pixels above {ohem} are easy) with class weights as given above,
+soft Jaccard, auxiliary losses ×{aux}, averaged weights, {precision}, seed 0 where none is given. This is the last
+epoch's network: val (101 frames) was looked at {looks} times along the way and chose no checkpoint; that earlier
+experiments were scored on it too is told in docs/experiments.md.
 
 ## Accuracy
 
@@ -225,7 +225,6 @@ def card(args: argparse.Namespace, folder: Path, judged: Scores, own: Scores) ->
         warmup=config["warmup_epochs"],
         ohem=config["ohem"],
         aux=config["aux_weight"],
-        seed=config["seed"],
         precision=lightning_precision(config["precision"]).partition("-")[0],
         splits="the *train* part (367 frames)"
         + (" and, in the last stage, the *val* part (101)" if learnt_val(args.runs[-1]) else ""),
@@ -289,6 +288,8 @@ def stage(run: Path) -> str:
     if config["init"]:
         start = Path(config["init"])
         options["init"] = f"{start.parent.name}/{start.name}"
+    if config["seed"]:
+        options["seed"] = config["seed"]
     if config["train_split"] != "train":
         options["train-split"] = config["train_split"]
     flags = " ".join(f"--{name} {value}" for name, value in options.items())

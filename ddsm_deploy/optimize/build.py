@@ -85,8 +85,9 @@ def build_engine(
 ) -> BuildReport:
     """Builds an engine and writes it with its record, both whole or not at all.
 
-    The same model, options and installation of TensorRT-RTX give the same bytes of both files. TensorRT chooses kernels
-    by timing them, so its engines may differ from build to build.
+    The same model, options and installation of TensorRT-RTX give the same bytes of both files; where they may not, with
+    open sizes and without the package's heap, the record's notes say so. TensorRT chooses kernels by timing them, so
+    its engines may differ from build to build.
 
     Args:
         model: an ONNX file, a bundle, a shipped model's name, or what `resolve` made of one.
@@ -332,7 +333,7 @@ def _option_notes(options: BuildOptions, built: builder.Built) -> list[str]:
     if options.target == "tensorrt-rtx" and options.profile is not None and not built.repeatable:
         notes.append(
             "TensorRT-RTX numbers the open sizes inside an engine by memory addresses, and the heap that keeps those "
-            "alike was not built with this package: another build may have other bytes"
+            "alike was not built with this package, or could not be used: another build may have other bytes"
         )
     if options.dla_core is not None:
         notes.append(
