@@ -48,6 +48,7 @@ ROWS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "both": ({}, {}),
     "spatial": ({"fusion": "spatial"}, {}),
     "channel": ({"fusion": "channel"}, {}),
+    "both, N=4, at stride 2 too": ({"samples": 4, "detail_samples": 4}, {}),
     "both, N=4": ({"samples": 4}, {}),
     "both, N=16": ({"samples": 16}, {}),
     "both, fixed offsets": ({}, {"offset_lr": 0.0}),

@@ -177,6 +177,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
     scored = [row for row in rows if row["miou"] is not None]
     others = [row for row in rows if row["miou"] is None]
     names = list(dict.fromkeys(row["model"] for row in others))
+    longest = max(row["p50_ms"] for row in rows)
     figure, (upper, lower) = pyplot.subplots(
         2, 1, sharex=True, figsize=(8, 6), layout="constrained", height_ratios=(3, max(1, len(names) / 3))
     )
@@ -184,24 +185,27 @@ def draw(result: dict[str, Any], path: Path) -> None:
         points = [row for row in scored if row["model"] == name]
         upper.plot([row["p50_ms"] for row in points], [row["miou"] for row in points], "o-", label=name)
         for index, row in enumerate(points):
-            above = index % 2 == 0  # neighbours are often close
+            offset = ((0, 7), (-9, -15), (6, -15))[index] if index < 3 else (0, 7)  # the first three are close
             upper.annotate(
-                row["precision"], (row["p50_ms"], row["miou"]), (0, 7 if above else -15), textcoords="offset points",
+                row["precision"], (row["p50_ms"], row["miou"]), offset, textcoords="offset points",
                 fontsize=8, ha="center",
             )  # fmt: skip
     upper.margins(y=0.15)
     upper.set_ylabel("mIoU on CamVid val, %")
     upper.legend(loc="center right")
     for row in others:
+        same = [other["p50_ms"] for other in others if other["model"] == row["model"]]
+        crowded = any(0 < ms - row["p50_ms"] < longest / 10 for ms in same)
         lower.plot(
             row["p50_ms"], names.index(row["model"]), "|", ms=14, mew=2, color=f"C{2 + names.index(row['model'])}"
         )
         lower.annotate(
             row["precision"],
             (row["p50_ms"], names.index(row["model"])),
-            (5, -3),
+            (-5 if crowded else 5, -3),
             textcoords="offset points",
             fontsize=8,
+            ha="right" if crowded else "left",
         )
     lower.set_yticks(range(len(names)), [f"{name}\n(speed alone)" for name in names], fontsize=8)
     lower.margins(y=0.2)

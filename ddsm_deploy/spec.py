@@ -62,6 +62,8 @@ class NetworkConfig:
         dilation: spacing, in pixels of the low layer, of the regular grid from which offsets are counted.
         pooled: a, side of the pooled map that describes a channel in the channel branch.
         detail: width of a last level at stride 2, which draws what is thin; 0: classes are told at stride 4.
+        detail_samples: N of the spatial branch at stride 2, a square number up to 25; 0: that level is upsampled
+            bilinearly. It takes a `fusion` that has a spatial branch.
         enlarge: by how much the network enlarges an image before anything else, 1 to 4: more time for what is small.
     """
 
@@ -73,6 +75,7 @@ class NetworkConfig:
     dilation: int = 1
     pooled: int = 8
     detail: int = 0
+    detail_samples: int = 0
     enlarge: float = 1.0
 
     def __post_init__(self) -> None:
@@ -89,6 +92,10 @@ class NetworkConfig:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ConfigError(f"{name} is {value!r}; expected an integer of at least 1")
+        if not 0 <= self.detail_samples <= 25 or not _is_square(self.detail_samples):
+            raise ConfigError(
+                f"detail_samples is {self.detail_samples}; expected a square number from 1 to 25, or 0 for none"
+            )
         if isinstance(self.detail, bool) or not isinstance(self.detail, int) or self.detail < 0:
             raise ConfigError(f"detail is {self.detail!r}; expected an integer of at least 0")
         if isinstance(self.enlarge, bool) or not isinstance(self.enlarge, int | float) or not 1 <= self.enlarge <= 4:

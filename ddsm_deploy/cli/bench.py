@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from ddsm_deploy.evaluate.baseline import Gate
-    from ddsm_deploy.evaluate.benchmark import BenchOptions, BenchResult, Row
+    from ddsm_deploy.evaluate.benchmark import BenchOptions, BenchResult
 
 _FIGURES = (  # heading, key of Row.fields(), digits
     ("p50", "p50_ms", 1),
@@ -180,7 +180,7 @@ def _show(result: BenchResult, console: Console) -> None:
     for row in result.rows:
         if not row.error:
             fields = row.fields()
-            table.add_row(_label(row), *(_figure(fields[key], digits) for _, key, digits in _FIGURES))
+            table.add_row(row.label, *(_figure(fields[key], digits) for _, key, digits in _FIGURES))
 
     def line(text: str) -> None:
         console.print(text, markup=False, highlight=False, soft_wrap=True)
@@ -194,12 +194,7 @@ def _show(result: BenchResult, console: Console) -> None:
         line("times in ms from image to mask (infer: the network alone); peak memory in MB; no run left out")
     for row in result.rows:
         if row.error:
-            line(f"{_label(row)}: {row.error}")
-
-
-def _label(row: Row) -> str:
-    provider = "" if row.provider == "cpu" else row.provider
-    return " ".join(word for word in (row.backend, provider, row.precision, row.sampling) if word)
+            line(f"{row.label}: {row.error}")
 
 
 def _figure(value: float | None, digits: int) -> str:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ddsm_deploy.cli.options import Provider
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -35,7 +37,7 @@ def verify(
     precision_b: Annotated[str | None, typer.Option(help="Likewise of B.")] = None,
     sampling_a: Annotated[str | None, typer.Option(help="fused or portable; else fused if possible.")] = None,
     sampling_b: Annotated[str | None, typer.Option(help="Likewise of B.")] = None,
-    provider_a: Annotated[str, typer.Option(help="Of onnxruntime: cpu, cuda or tensorrt.")] = "cpu",
+    provider_a: Provider = "cpu",
     provider_b: Annotated[str, typer.Option(help="Likewise for B.")] = "cpu",
     threads: Annotated[int | None, typer.Option(help="Threads of one inference; else the runtime's choice.")] = None,
     max_changed: Annotated[

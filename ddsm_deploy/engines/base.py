@@ -278,9 +278,10 @@ def graph_sampling(backend: str, artifact: Artifact, options: EngineOptions, *, 
     return ("portable", problem) if problem else ("fused", "")
 
 
-def in_words(backend: str, precision: str, sampling: str) -> str:
-    """What runs: backend, precision, and the sampling where it is not the usual one."""
-    return " ".join([backend, precision, *([] if sampling == "portable" else [sampling])])
+def in_words(backend: str, precision: str, sampling: str, provider: str = "cpu") -> str:
+    """What runs: backend, precision, and the provider and the sampling where they are not the usual ones."""
+    usual = {provider: provider == "cpu", sampling: sampling == "portable"}
+    return " ".join(word for word in (backend, provider, precision, sampling) if word and not usual.get(word))
 
 
 def written_sampling(artifact: Artifact) -> str:

@@ -119,6 +119,11 @@ class Row:
     error: str = ""
 
     @property
+    def label(self) -> str:
+        """Backend, provider, precision and sampling in words."""
+        return in_words(self.backend, self.precision or "", self.sampling or "", self.provider)
+
+    @property
     def fps(self) -> float:
         """Frames a second, one after the other: runs by their summed time."""
         return 1000 * len(self.latencies_ms) / sum(self.latencies_ms)

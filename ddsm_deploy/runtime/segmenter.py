@@ -144,8 +144,7 @@ class Segmenter:
     def label(self) -> str:
         """Backend (with its provider, unless that is the CPU), precision and sampling in words."""
         provider = "cpu" if self.options is None else self.options.provider
-        backend = self.backend if provider == "cpu" else f"{self.backend} {provider}"
-        return in_words(backend, self.precision, self.sampling)
+        return in_words(self.backend, self.precision, self.sampling, provider)
 
     @property
     def fit(self) -> str:
