@@ -9,6 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 
 REPO = Path(__file__).parent.parent
 
@@ -19,10 +20,11 @@ def test_page(tiny_checkpoint: Path, scenes: Path, tmp_path: Path) -> None:
     command += ["--split", "", "--model", str(tiny_checkpoint), "--frames", "3", "-o", str(page), "--worst"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    wrong = [float(line.split()[1]) for line in done.stdout.splitlines()]
+    frames = [line for line in done.stdout.splitlines() if line.endswith("wrong")]
+    wrong = [float(line.split()[1]) for line in frames]
     assert len(wrong) == 3 and wrong == sorted(wrong, reverse=True)
     text = (page / "index.html").read_text(encoding="utf-8")
-    for line in done.stdout.splitlines():
+    for line in frames:
         name = line.split(":")[0]
         assert f"src='{name}.png'" in text and f"src='{name}.sampling.png'" in text
         image = cv2.imread(str(scenes / "images" / f"{name}.png"))
@@ -36,7 +38,6 @@ def test_what_is_shown_of_sampling_gives_the_branchs_result(
     tiny_checkpoint: Path, scenes: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Offsets and shares, summed up over the values by hand, are the operator's output."""
-    import torch
     import torch.nn.functional as F
 
     monkeypatch.syspath_prepend(REPO / "tools")
@@ -56,7 +57,9 @@ def test_what_is_shown_of_sampling_gives_the_branchs_result(
 
     monkeypatch.setattr(blocks, "dynamic_sample_attention", watch)
     image = cv2.imread(str(next((scenes / "images").iterdir())))
-    offsets, shares = val_page.sampling(network, spec, image)
+    sampled = val_page.sampling(network, spec, image)
+    assert list(sampled)[-2:] == ["fusions.0.channel", "fusions.0.spatial"] and len(sampled) == 6
+    offsets, shares = sampled["fusions.0.spatial"]
     assert blocks.dynamic_sample_attention is watch
     value, wanted = calls[-1]
     rows, columns = value.shape[-2:]
@@ -68,3 +71,29 @@ def test_what_is_shown_of_sampling_gives_the_branchs_result(
     sampled = F.grid_sample(value.expand(len(shares), -1, -1, -1), grid, align_corners=False)
     got = (sampled * torch.from_numpy(shares).unsqueeze(1)).sum(0)
     torch.testing.assert_close(got, wanted[0], rtol=1e-3, atol=1e-4)
+
+
+def test_samples_that_have_not_moved_are_said_not_to_have_moved(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(REPO / "tools")
+    import val_page
+
+    from ddsm_deploy.model.network import build_network
+    from ddsm_deploy.spec import ModelSpec, NetworkConfig
+
+    config = NetworkConfig(
+        backbone="test_efficientnet", fusion="spatial", channels=16, sample_channels=8, detail=8, detail_samples=4
+    )
+    network = build_network(config, 2).eval()
+    spec = ModelSpec(name="new", classes=("a", "b"), height=64, width=96, network=config)
+    image = np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)
+    sampled = val_page.sampling(network, spec, image)
+    assert list(sampled) == ["fusions.2.spatial", "fusions.1.spatial", "fusions.0.spatial", "detail.spatial"]
+    assert sampled["detail.spatial"][1].shape == (4, 32, 48)
+    rows = [line.split() for line in val_page.table([sampled], spec).splitlines()[1:]]
+    assert [row[:4] for row in rows] == [
+        [name, "4" if name == "detail.spatial" else "9", "0.00", "0.00"] for name in sampled
+    ]
+    with torch.no_grad():
+        network.fusions[0].spatial.offset.bias[:2] += torch.tensor([3.0, 4.0])  # the first of nine, by five cells
+    moved = val_page.table([val_page.sampling(network, spec, image)], spec).splitlines()[3].split()
+    assert moved[:4] == ["fusions.0.spatial", "9", "0.56", "5.00"]

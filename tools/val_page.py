@@ -5,7 +5,8 @@
 Writes PAGE/index.html and a picture for each frame. Frames are taken at equal distances, or with ``--worst`` those with
 the most wrong pixels. The sampling pictures show, for some pixels (circles), the N positions that the spatial branch of
 stride 4 read, each dot as large as its share in the sum; they come from the checkpoint in torch, the rest from the
-deployed model. The page holds frames of the data set, whose licence goes for it too.
+deployed model. A table tells of every branch how far its samples are from where they began, and how alike their shares.
+The page holds frames of the data set, whose licence goes for it too.
 """
 
 from __future__ import annotations
@@ -20,24 +21,31 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ddsm_deploy.artifact import resolve
 from ddsm_deploy.datasets import IGNORE, Dataset, open_dataset
 from ddsm_deploy.images import read_image
 from ddsm_deploy.model import blocks
 from ddsm_deploy.model.checkpoint import load_checkpoint
+from ddsm_deploy.model.network import SegmentationNetwork
 from ddsm_deploy.runtime.segmentation import Segmentation
 from ddsm_deploy.runtime.segmenter import Segmenter
 from ddsm_deploy.spec import ModelSpec
 
 Pixels = npt.NDArray[np.uint8]
 
+Sampling = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]
+"""Offsets N×2×H×W (row, column, in cells) and shares N×H×W of one branch."""
+
 ZOOM = 2
 """Size of a sampling picture against the frame: dots lie closer than its pixels."""
 
 STRIDE = 4
 """Of the map whose sampling is shown."""
+
+SHOWN = "fusions.0.spatial"
+"""The branch there."""
 
 PROBES = 7
 """Pixels whose sampling is shown in a frame."""
@@ -58,20 +66,27 @@ def main() -> None:
     dataset = open_dataset(args.dataset, args.data, args.split)
     network, spec = load_checkpoint(resolve(args.model).file("checkpoint"))
     network.eval()
+    if SHOWN not in branches(network):
+        parser.error(f"{args.model} has no spatial branch")
     with Segmenter.open(args.model) as segmenter:
-        sections = []
+        sections, samplings = [], []
         for index in chosen(segmenter, dataset, args.frames, args.worst):
             image, truth = read_image(dataset.samples[index].image), dataset.labels(index)
             result = segmenter.predict(image)
             name = dataset.samples[index].image.stem
             cv2.imwrite(str(args.output / f"{name}.png"), picture(image, truth, result))
-            cv2.imwrite(str(args.output / f"{name}.sampling.png"), sampling_picture(network, spec, image, truth))
+            samplings.append(sampling(network, spec, image))
+            shown = sampling_picture(samplings[-1][SHOWN], image, truth)
+            cv2.imwrite(str(args.output / f"{name}.sampling.png"), shown)
             wrong = 100 * np.mean((result.mask != truth)[truth != IGNORE])
             sections.append(
                 f"<h2>{html.escape(name)}: {wrong:.1f} % of the pixels wrong</h2><img src='{name}.png'>"
                 f"<p>Where stride {STRIDE} looked:</p><img src='{name}.sampling.png'>"
             )
             print(f"{name}: {wrong:.1f} % wrong")
+        reach = table(samplings, spec)
+        print(reach)
+        sections.append(f"<h2>How far samples went</h2><pre>{reach}</pre>")
         head = f"{html.escape(spec.name)} on {segmenter.backend}, {segmenter.precision}"
     page = f"<!doctype html><meta charset='utf-8'><title>{head}</title><h1>{head}</h1>{legend(spec)}{''.join(sections)}"
     (args.output / "index.html").write_text(page, encoding="utf-8")
@@ -100,9 +115,26 @@ def picture(image: Pixels, truth: Pixels, result: Segmentation) -> Pixels:
     return np.vstack([np.hstack([image, true_colours]), np.hstack([errors, result.color()])])
 
 
-def sampling_picture(network: nn.Module, spec: ModelSpec, image: Pixels, truth: Pixels) -> Pixels:
+def table(samplings: list[dict[str, Sampling]], spec: ModelSpec) -> str:
+    """Of each branch, over all frames: mean distance of a sample from its place on the regular grid; the largest such
+    distance of a sample's mean place; entropy of the shares, 1 where all are equal."""
+    lines = ["branch               N  moved, cells  farthest mean  entropy"]
+    for name in samplings[0]:
+        offsets, shares = (np.stack(part) for part in zip(*(frame[name] for frame in samplings), strict=True))
+        samples = shares.shape[1]
+        spacing = 1 if name.endswith("channel") else spec.network.dilation
+        grid = blocks.regular_grid(samples, spacing).numpy().reshape(samples, 2, 1, 1)
+        moved = offsets - grid
+        distance = np.hypot(moved[:, :, 0], moved[:, :, 1]).mean()
+        farthest = np.hypot(*moved.mean((0, 3, 4)).T).max()
+        entropy = -(shares * np.log(shares + 1e-12)).sum(1).mean() / np.log(samples) if samples > 1 else 0.0
+        lines.append(f"{name:<19}{samples:>3}{distance:>14.2f}{farthest:>15.2f}{entropy:>9.2f}")
+    return "\n".join(lines)
+
+
+def sampling_picture(sampled: Sampling, image: Pixels, truth: Pixels) -> Pixels:
     """The frame, enlarged, with the positions that some of its pixels read at `STRIDE`."""
-    offsets, shares = sampling(network, spec, image)
+    offsets, shares = sampled
     canvas = cv2.resize(image, None, fx=ZOOM, fy=ZOOM, interpolation=cv2.INTER_LINEAR)
     scale_y, scale_x = image.shape[0] / offsets.shape[2] * ZOOM, image.shape[1] / offsets.shape[3] * ZOOM
     for number, (row, column) in enumerate(probes(truth, offsets.shape[2:])):
@@ -130,10 +162,8 @@ def probes(truth: Pixels, shape: tuple[int, ...]) -> list[tuple[int, int]]:
     return found
 
 
-def sampling(
-    network: nn.Module, spec: ModelSpec, image: Pixels
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Offsets N×2×H×W (row, column, in cells) and shares N×H×W of the spatial branch at `STRIDE`."""
+def sampling(network: SegmentationNetwork, spec: ModelSpec, image: Pixels) -> dict[str, Sampling]:
+    """What each branch of the network sampled, by the branch's name, the coarsest first."""
     calls: list[tuple[Tensor, Tensor, Tensor]] = []
     original = blocks.dynamic_sample_attention
 
@@ -149,7 +179,18 @@ def sampling(
             network(torch.from_numpy(pixels.transpose(2, 0, 1).copy())[None])
     finally:
         blocks.dynamic_sample_attention = original
-    query, key, offset = calls[-1]  # the network ends with the spatial branch of its finest fusion
+    return {name: positions(*call) for name, call in zip(branches(network), calls, strict=True)}
+
+
+def branches(network: SegmentationNetwork) -> list[str]:
+    """Names of the network's branches in the order in which they run."""
+    modules = dict(network.named_modules())
+    order = [f"fusions.{level}.{kind}" for level in (2, 1, 0) for kind in ("channel", "spatial")]
+    return [name for name in (*order, "detail.spatial") if modules.get(name) is not None]
+
+
+def positions(query: Tensor, key: Tensor, offset: Tensor) -> Sampling:
+    """Inputs of the operator, batch 1 -> offsets and shares."""
     _, channels, rows, columns = key.shape
     samples = offset.shape[1] // 2
     offset = offset.view(samples, 2, rows, columns)
