@@ -280,8 +280,8 @@ def graph_sampling(backend: str, artifact: Artifact, options: EngineOptions, *, 
 
 def in_words(backend: str, precision: str, sampling: str, provider: str = "cpu") -> str:
     """What runs: backend, precision, and the provider and the sampling where they are not the usual ones."""
-    usual = {provider: provider == "cpu", sampling: sampling == "portable"}
-    return " ".join(word for word in (backend, provider, precision, sampling) if word and not usual.get(word))
+    words = (backend, "" if provider == "cpu" else provider, precision, "" if sampling == "portable" else sampling)
+    return " ".join(word for word in words if word)
 
 
 def written_sampling(artifact: Artifact) -> str:
