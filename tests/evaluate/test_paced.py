@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import mmap
 import os
 import signal
 import subprocess
@@ -187,7 +188,9 @@ class TestRun:
         kept = []
 
         def segment(image: Image) -> Segmentation:
-            kept.append(np.ones(2_500_000))  # 20 MB
+            # of the system, not of the heap, which may have held it already
+            kept.append(mmap.mmap(-1, 20_000_000))
+            np.frombuffer(kept[-1], np.uint8)[:] = 1
             return own_mask(image)
 
         record = new_record(frames=4, policy="every")
@@ -325,8 +328,8 @@ class TestBusyProcesses:
             busy_processes(2) as p,
         ):
             os.kill(p[0], signal.SIGKILL)
-            while _runs(p[0]):
-                time.sleep(0.01)
+            # not `_runs`: its first thread is a zombie before its last one has ended
+            os.waitid(os.P_PID, p[0], os.WEXITED | os.WNOWAIT)
 
     def test_they_do_not_outlive_a_parent_that_is_killed(self) -> None:
         code = (
