@@ -81,22 +81,20 @@ class NetworkConfig:
     def __post_init__(self) -> None:
         if self.fusion not in FUSIONS:
             raise ConfigError(f"fusion is {self.fusion!r}; expected one of {', '.join(FUSIONS)}")
-        if not 1 <= self.samples <= 25 or not _is_square(self.samples):
-            raise ConfigError(f"samples (N) is {self.samples}; expected a square number from 1 to 25")
+        for name in ("channels", "sample_channels", "dilation", "pooled"):
+            if not _is_integer(value := getattr(self, name), least=1):
+                raise ConfigError(f"{name} is {value!r}; expected an integer of at least 1")
+        if not _is_integer(self.samples, least=1) or self.samples > 25 or not _is_square(self.samples):
+            raise ConfigError(f"samples (N) is {self.samples!r}; expected a square number from 1 to 25")
         if self.fusion in ("ddsm", "channel") and not _is_square(self.channels):
             raise ConfigError(
                 f"channels (C) is {self.channels}; the channel branch lays channels out as a square plane, so take a "
                 "square number such as 64, 144 or 256"
             )
-        for name in ("channels", "sample_channels", "dilation", "pooled"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ConfigError(f"{name} is {value!r}; expected an integer of at least 1")
-        if not 0 <= self.detail_samples <= 25 or not _is_square(self.detail_samples):
-            raise ConfigError(
-                f"detail_samples is {self.detail_samples}; expected a square number from 1 to 25, or 0 for none"
-            )
-        if isinstance(self.detail, bool) or not isinstance(self.detail, int) or self.detail < 0:
+        sampled = self.detail_samples
+        if not _is_integer(sampled, least=0) or sampled > 25 or not _is_square(sampled):
+            raise ConfigError(f"detail_samples is {sampled!r}; expected a square number from 1 to 25, or 0 for none")
+        if not _is_integer(self.detail, least=0):
             raise ConfigError(f"detail is {self.detail!r}; expected an integer of at least 0")
         if isinstance(self.enlarge, bool) or not isinstance(self.enlarge, int | float) or not 1 <= self.enlarge <= 4:
             raise ConfigError(f"enlarge is {self.enlarge!r}; expected a number from 1 to 4")
@@ -206,5 +204,9 @@ def parse_size(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
+def _is_integer(value: object, *, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
 def _is_square(number: int) -> bool:
-    return number >= 0 and math.isqrt(number) ** 2 == number
+    return math.isqrt(number) ** 2 == number

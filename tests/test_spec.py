@@ -137,6 +137,8 @@ class TestChecks:
             ({"samples": 8}, r"samples \(N\) is 8; expected a square number from 1 to 25"),
             ({"samples": 0}, r"samples \(N\) is 0"),
             ({"samples": 36}, r"samples \(N\) is 36"),
+            ({"samples": 4.0}, r"samples \(N\) is 4.0"),
+            ({"samples": True}, r"samples \(N\) is True"),
             ({"channels": 60}, r"channels \(C\) is 60; .* 64, 144 or 256"),
             ({"channels": 60, "fusion": "channel"}, r"channels \(C\) is 60"),
             ({"channels": 0, "fusion": "add"}, "channels is 0; expected an integer of at least 1"),
@@ -146,6 +148,7 @@ class TestChecks:
             ({"enlarge": 0.5}, "enlarge is 0.5; expected a number from 1 to 4"),
             ({"detail_samples": 3}, "detail_samples is 3; expected a square number from 1 to 25, or 0 for none"),
             ({"detail_samples": -4}, "detail_samples is -4"),
+            ({"detail_samples": 4.0}, "detail_samples is 4.0"),
             ({"detail": -1}, "detail is -1; expected an integer of at least 0"),
         ],
     )
