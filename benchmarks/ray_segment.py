@@ -33,13 +33,14 @@ sys.path.insert(0, str(REPO / "tests"))
 
 from ray_processes import worker_processes  # noqa: E402
 
+from ddsm_deploy.listing import MANIFEST_NAME  # noqa: E402
 from ddsm_deploy.ray.cluster import ray_cluster  # noqa: E402
 from ddsm_deploy.ray.options import RayOptions  # noqa: E402
 from ddsm_deploy.ray.run import segment_on_ray  # noqa: E402
 from ddsm_deploy.runtime.decisions import usable_cores  # noqa: E402
 from ddsm_deploy.runtime.pipeline import SegmentSummary, open_for_batch, segment_files  # noqa: E402
 from ddsm_deploy.runtime.segmenter import Segmenter  # noqa: E402
-from ddsm_deploy.runtime.sources import MANIFEST_NAME, find_sources  # noqa: E402
+from ddsm_deploy.runtime.sources import find_sources  # noqa: E402
 from ddsm_deploy.runtime.worker import SegmentOptions  # noqa: E402
 
 

@@ -7,10 +7,13 @@ this page does not: a truncated file would come out partly grey, and its mask wo
 
 from __future__ import annotations
 
+import contextlib
 import io
+import re
 import stat
 import threading
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -38,7 +41,24 @@ _METADATA_BYTES = 1 << 24
 _PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
 _JPEG_END = b"\xff\xd9"
 
-_pillow = threading.Lock()  # warnings.catch_warnings swaps process-wide state
+_pillow = threading.Lock()
+
+
+@contextlib.contextmanager
+def _calm_pillow(max_pixels: int) -> Iterator[None]:
+    """Pillow without its warning of many pixels, and without its limit where `max_pixels` is above: the limit is ours.
+
+    Both are state of the whole process, so one thread at a time.
+    """
+    with _pillow, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        limit = PIL.Image.MAX_IMAGE_PIXELS
+        if limit is not None and max_pixels > 2 * limit:  # from there on it refuses
+            PIL.Image.MAX_IMAGE_PIXELS = None
+        try:
+            yield
+        finally:
+            PIL.Image.MAX_IMAGE_PIXELS = limit
 
 
 def image_size(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
@@ -114,7 +134,9 @@ def read_labels(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Labels:
     path = Path(path)
     image_size(path, max_pixels=max_pixels)
     try:
-        with PIL.Image.open(path) as image:
+        with _calm_pillow(max_pixels):
+            image = PIL.Image.open(path)
+        with image:
             if image.mode not in ("L", "P"):
                 raise InputError(f"{path}: a label map is an 8-bit grey or palette image, this one is {image.mode}")
             if any(tile[3] in ("L;2", "L;4") for tile in image.tile):  # Pillow would stretch these ids to 0..255
@@ -129,14 +151,36 @@ def read_labels(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Labels:
 def _decoded(data: bytes, header: tuple[str, int, int], name: Path | str, upright: bool = True) -> Image:
     kind, height, width = header
     flags = cv2.IMREAD_COLOR if upright else cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
-    _check_whole(kind, data, name)
+    if kind == "TIFF":
+        if (image := _checked_tiff(data, name, height * width)) is not None:
+            return image
+    else:
+        _check_whole(kind, data, name)
+    white = _pnm_white(data) if kind == "PPM" else None
     try:
-        image = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), flags)
+        image = cv2.imdecode(
+            np.frombuffer(data, dtype=np.uint8), flags if white is None else flags | cv2.IMREAD_ANYDEPTH
+        )
     except (cv2.error, MemoryError) as exc:
         raise InputError(f"{name}: can't be decoded ({_one_line(exc)})") from exc
     if image is None:
         raise InputError(f"{name}: can't be decoded; the {kind} file ({width}x{height}) is damaged or of a rare kind")
+    if white is not None:
+        image = np.minimum((image.astype(np.uint32) * 255 + white // 2) // white, 255)
     return image.astype(np.uint8, copy=False)
+
+
+def _pnm_white(data: bytes) -> int | None:
+    """The value of white of a PGM or PPM, where OpenCV does not scale by it.
+
+    It takes samples to be of 8 or of 16 bits: the 10 or 12 of an industrial camera would come out nearly black.
+    """
+    header = re.match(rb"P([2356])" + 3 * rb"(?:\s+(?:#[^\n]*\n\s*)*)(\d+)", data)
+    if header is None:
+        return None
+    white = int(header[4])
+    scaled = white in (255, 65535) or (header[1] in b"23" and white < 255)
+    return None if scaled or white == 0 else white
 
 
 def _check_regular(path: Path) -> int:
@@ -158,10 +202,8 @@ def _check_regular(path: Path) -> int:
 def _header(file: BinaryIO, name: Path | str, max_pixels: int) -> tuple[str, int, int]:
     """Format (Pillow's word for it), height and width, read from a file's first bytes."""
     try:
-        with _pillow, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's own bomb warning: the limit below is ours
-            with PIL.Image.open(file) as image:
-                kind, (width, height) = image.format or "image", image.size
+        with _calm_pillow(max_pixels), PIL.Image.open(file) as image:
+            kind, (width, height) = image.format or "image", image.size
     except PIL.UnidentifiedImageError as exc:
         raise InputError(f"{name}: not an image, or damaged from its first bytes on") from exc
     except PIL.Image.DecompressionBombError as exc:
@@ -179,15 +221,22 @@ def _check_whole(kind: str, data: bytes, name: Path | str) -> None:
         raise InputError(f"{name}: truncated; the PNG's last chunk is missing")
     if kind in ("JPEG", "MPO") and not _jpeg_ends(data):
         raise InputError(f"{name}: truncated; the JPEG's end is missing")
-    if kind == "TIFF":
-        # OpenCV returns what it could read of a damaged strip (seen with 5.0), so Pillow reads it once, strictly.
-        try:
-            with _pillow, warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                with PIL.Image.open(io.BytesIO(data)) as image:
-                    image.load()
-        except Exception as exc:
-            raise InputError(f"{name}: the TIFF is damaged or truncated ({_one_line(exc)})") from exc
+
+
+def _checked_tiff(data: bytes, name: Path | str, max_pixels: int) -> Image | None:
+    """Refuses a damaged TIFF: OpenCV returns what it could read (seen with 5.0), so Pillow reads it once, strictly.
+
+    Returns:
+        The pixels, of one with alpha: OpenCV multiplies them by it. None of others.
+    """
+    try:
+        with _calm_pillow(max_pixels), PIL.Image.open(io.BytesIO(data)) as image:
+            image.load()
+            if image.mode not in ("RGBA", "LA"):
+                return None
+            return np.ascontiguousarray(np.asarray(image.convert("RGB"))[..., ::-1])
+    except Exception as exc:
+        raise InputError(f"{name}: the TIFF is damaged or truncated ({_one_line(exc)})") from exc
 
 
 def _jpeg_ends(data: bytes) -> bool:

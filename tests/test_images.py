@@ -75,6 +75,36 @@ def test_16_bit_is_scaled_to_8(tmp_path: Path, picture: np.ndarray, suffix: str)
     assert np.abs(read_image(path).astype(int) - picture).max() <= 1
 
 
+@pytest.mark.parametrize("kind", [2, 3, 5, 6])
+@pytest.mark.parametrize("white", [1, 100, 255, 1023, 4095, 65535])
+def test_pnm_of_any_depth(tmp_path: Path, kind: int, white: int) -> None:
+    """Netpbm's pgm(5) and ppm(5): samples are numbers up to white's, of two bytes, high one first, where it is above
+    255; comments may stand in the header."""
+    samples = np.linspace(0, white, 4).astype(int)
+    repeated = np.repeat(samples, 3) if kind in (3, 6) else samples
+    if kind < 5:
+        body = b" ".join(b"%d" % sample for sample in repeated) + b"\n"
+    else:
+        body = repeated.astype(">u2" if white > 255 else "u1").tobytes()
+    data = b"P%d # made by hand\n# 9 9\n4 1\n%d\n" % (kind, white) + body
+    read = read_image(write(tmp_path, "a.pnm", data))
+    assert read.shape == (1, 4, 3)
+    assert np.abs(read[0] - (samples * 255 / white)[:, None]).max() <= 1
+    with pytest.raises(InputError):
+        read_image(write(tmp_path, "cut.pnm", data[: -len(body) // 2]))
+
+
+@pytest.mark.parametrize("alpha", [0, 128, 255])
+@pytest.mark.parametrize("kind", ["RGBA", "LA"])
+def test_alpha_of_a_tiff_is_dropped(tmp_path: Path, picture: np.ndarray, kind: str, alpha: int) -> None:
+    own = picture[..., ::-1] if kind == "RGBA" else picture[..., :1]
+    image = PIL.Image.fromarray(np.dstack([own, np.full((HEIGHT, WIDTH), alpha, np.uint8)]))
+    assert image.mode == kind
+    image.save(tmp_path / "a.tif")
+    wanted = picture if kind == "RGBA" else np.repeat(picture[..., :1], 3, axis=2)
+    assert np.array_equal(read_image(tmp_path / "a.tif"), wanted)
+
+
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "TIFF"])
 @pytest.mark.parametrize(("orientation", "turn"), [(1, 0), (3, 2), (6, 3), (8, 1)])
 def test_exif_orientation_is_applied(
@@ -169,6 +199,16 @@ def test_stated_pixel_limit(tmp_path: Path, picture: np.ndarray) -> None:
     assert read_image(path, max_pixels=HEIGHT * WIDTH).shape == picture.shape
     with pytest.raises(InputError, match=f"{WIDTH}x{HEIGHT} is above the limit of {HEIGHT * WIDTH - 1} pixels"):
         read_image(path, max_pixels=HEIGHT * WIDTH - 1)
+
+
+def test_a_limit_above_pillows_own(tmp_path: Path) -> None:
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 20_000, 20_000, 8, 0, 0, 0, 0))
+    large = write(tmp_path, "a.png", b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", b"") + chunk(b"IEND", b""))
+    assert image_size(large, max_pixels=400_000_000) == (20_000, 20_000)
+    with pytest.raises(InputError, match="20000x20000 is above the limit of 399999999 pixels"):
+        image_size(large, max_pixels=399_999_999)
+    with pytest.raises(InputError, match="limit of 300 pixels"):
+        image_size(large, max_pixels=300)
 
 
 def test_a_file_far_larger_than_its_header_says_is_not_read(tmp_path: Path, picture: np.ndarray) -> None:

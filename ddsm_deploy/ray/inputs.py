@@ -10,17 +10,10 @@ from pathlib import Path, PurePosixPath
 
 from ddsm_deploy.errors import InputError
 from ddsm_deploy.images import SUFFIXES
+from ddsm_deploy.listing import JOURNAL_NAME, MANIFEST_NAME, PRODUCT_FOLDERS, is_image
 from ddsm_deploy.ray.places import Place, common_place, folder_of_glob, local_path, reaching
 from ddsm_deploy.runtime.manifest import Finished
-from ddsm_deploy.runtime.sources import (
-    JOURNAL_NAME,
-    MANIFEST_NAME,
-    PRODUCT_FOLDERS,
-    Source,
-    find_sources,
-    is_image,
-    names_below,
-)
+from ddsm_deploy.runtime.sources import Source, find_sources, names_below
 
 State = tuple[int, int]
 """A file's size in bytes, and its time of change in nanoseconds."""

@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from ddsm_deploy.listing import MANIFEST_NAME, PRODUCT_FOLDERS
 from ddsm_deploy.ray.places import Place, local_path, reaching
 from ddsm_deploy.runtime.manifest import Identity, Manifest
 from ddsm_deploy.runtime.pipeline import clear, make_folder
-from ddsm_deploy.runtime.sources import MANIFEST_NAME, PRODUCT_FOLDERS
 
 _SECONDS = 30.0
 """At least so long between two uploads of the manifest, and so many times as long as one takes."""

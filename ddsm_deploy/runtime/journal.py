@@ -13,8 +13,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from ddsm_deploy.errors import ConfigError, InputError
+from ddsm_deploy.listing import JOURNAL_NAME
 from ddsm_deploy.runtime.manifest import Identity, lock
-from ddsm_deploy.runtime.sources import JOURNAL_NAME
 
 FORMAT = 1
 

@@ -24,9 +24,9 @@ import numpy.typing as npt
 
 from ddsm_deploy.errors import ConfigError, InputError
 from ddsm_deploy.images import Image
+from ddsm_deploy.listing import PRODUCT_FOLDERS
 from ddsm_deploy.runtime.coco import coco_part
 from ddsm_deploy.runtime.segmentation import Segmentation
-from ddsm_deploy.runtime.sources import PRODUCT_FOLDERS
 
 POLYGON_FORMATS = ("geojson", "coco")
 
@@ -200,5 +200,7 @@ def _image_bytes(suffix: str, image: npt.NDArray[np.uint8], settings: tuple[int,
 def _ring(points: npt.NDArray[np.float32]) -> list[list[float]]:
     steps = np.diff(points, axis=0, prepend=points[-1:], append=points[:1])
     corners = points[(steps[:-1] != steps[1:]).any(axis=1)]  # points on a straight line say nothing
-    ring: list[list[float]] = np.concatenate([corners, corners[:1]]).astype(float).tolist()
-    return ring  # closed, as RFC 7946 has it: the first position comes again
+    # closed, as RFC 7946 has it: the first position comes again; and it asks for four, which a line of pixels has not
+    closing = np.repeat(corners[:1], max(1, 4 - len(corners)), axis=0)
+    ring: list[list[float]] = np.concatenate([corners, closing]).astype(float).tolist()
+    return ring

@@ -27,13 +27,14 @@ import cv2
 from ddsm_deploy.artifact import Artifact, resolve
 from ddsm_deploy.engines import EngineOptions
 from ddsm_deploy.errors import ConfigError, DdsmError, InputError
+from ddsm_deploy.listing import JOURNAL_NAME, MANIFEST_NAME
 from ddsm_deploy.onnxweights import model_sha256
 from ddsm_deploy.runtime.coco import write_coco
 from ddsm_deploy.runtime.decisions import Decision, facts_of, recall, usable_cores
 from ddsm_deploy.runtime.manifest import Identity, Manifest
 from ddsm_deploy.runtime.outputs import Products, remove_temporaries, temporary_beside
 from ddsm_deploy.runtime.segmenter import AUTO, Segmenter
-from ddsm_deploy.runtime.sources import MANIFEST_NAME, Source, find_sources
+from ddsm_deploy.runtime.sources import Source, find_sources
 from ddsm_deploy.runtime.worker import Frame, SegmentOptions, Worker
 
 COCO_FILE = "annotations.json"
@@ -109,8 +110,8 @@ def segment_files(
 
     Raises:
         InputError: a source is missing, or the output folder can't be written.
-        ConfigError: the folder was made by another model, with other settings or from other sources, or the model lacks
-            an output that is asked for.
+        ConfigError: the folder was made by another model, with other settings, from other sources or from a stream, or
+            the model lacks an output that is asked for.
     """
     if options.products.confidence and "confidence" not in segmenter.outputs:
         raise ConfigError(
@@ -119,6 +120,8 @@ def segment_files(
     stop = stop or threading.Event()
     found = find_sources(sources, options.output)
     make_folder(options.output)
+    if (options.output / JOURNAL_NAME).exists():
+        raise ConfigError(f"{options.output} holds the masks of a stream; take another output folder for images")
     identity = identity_of(segmenter)
     with Manifest(options.output / MANIFEST_NAME, identity=identity, overwrite=options.overwrite) as manifest:
         check_owners(found, manifest, options.output)

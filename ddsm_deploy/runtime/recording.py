@@ -8,6 +8,7 @@ last note is made again by the run that goes on, and takes the place of what is 
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import threading
 import time
@@ -18,14 +19,14 @@ from typing import Any
 import cv2
 
 from ddsm_deploy.errors import ConfigError, DdsmError, InputError
+from ddsm_deploy.listing import MANIFEST_NAME
 from ddsm_deploy.runtime.decisions import usable_cores
 from ddsm_deploy.runtime.flow import Flow
-from ddsm_deploy.runtime.journal import Journal
+from ddsm_deploy.runtime.journal import Journal, Progress
 from ddsm_deploy.runtime.manifest import Identity
 from ddsm_deploy.runtime.pipeline import calm_opencv, identity_of, make_folder
 from ddsm_deploy.runtime.segmenter import Segmenter
 from ddsm_deploy.runtime.sinks.base import Sink
-from ddsm_deploy.runtime.sources import MANIFEST_NAME
 from ddsm_deploy.streams.frames import Frame, Source
 
 COMMIT_SECONDS = 5.0
@@ -116,7 +117,7 @@ def segment_stream(
         options: how.
         progress: called in this thread at the start and after each frame, with the summary so far.
         stop: once set, no further frame is begun. A live source's files are finished then; those of others are when a
-            later run has come to the end.
+            later run has come to the end. A live source that ends by an error has its files finished as well.
 
     Raises:
         ConfigError: the folder was made by another model, from another source or with other settings, or the model
@@ -154,6 +155,8 @@ class _Run:
     ) -> None:
         self.source, self.segmenter, self.sinks, self.options = source, segmenter, sinks, options
         self.journal = journal
+        if source.live and not journal.progress.next:  # of a camera that gave nothing there is nothing to keep
+            journal.progress = Progress()
         self.before = journal.progress
         self.summary = StreamSummary(output=options.output, source=source.name, count=source.count)
         self.following = self.before.next  # index of the first frame that is not written
@@ -162,37 +165,47 @@ class _Run:
 
     def run(self, progress: Callable[[StreamSummary], None], stop: threading.Event | None) -> StreamSummary:
         before, summary = self.before, self.summary
-        if before.next and self.source.live:
-            raise ConfigError(
-                f"{self.options.output} holds the masks of a live source, which has no past to go on from; "
-                "take another output folder, or --overwrite"
-            )
         summary.skipped = before.next
         for name, sink in self.sinks.items():
             if not before.finished:
                 sink.restore(before.sinks.get(name, {}))
+        if before.next and self.source.live:
+            self._finish()  # a kill may have kept it from being so
+            raise ConfigError(
+                f"{self.options.output} holds the masks of a live source, which has no past to go on from; "
+                "take another output folder, or --overwrite"
+            )
         if not before.ended:
             self._frames(progress, stop or threading.Event())
-        if self.journal.progress.ended and not before.finished:
-            for sink in self.sinks.values():
-                sink.finish()
-            self.journal.progress.finished = True
-            self.journal.write()
+        if self.journal.progress.ended:
+            self._finish()
         return summary
+
+    def _finish(self) -> None:
+        if self.journal.progress.finished:
+            return
+        for sink in self.sinks.values():
+            sink.finish()
+        self.journal.progress.ended = self.journal.progress.finished = True
+        self.journal.write()
 
     def _frames(self, progress: Callable[[StreamSummary], None], stop: threading.Event) -> None:
         summary, begin = self.summary, time.perf_counter()
         progress(summary)
+        if self._is_full():  # the kill came between the last commit and the end
+            self._commit(ended=True)
+            return
         committed = begin
-        with Flow(
+        full = False
+        flow = Flow(
             self.source,
             self._work,
             policy=self.options.policy,
             workers=1 if self.latest else self.options.workers or usable_cores(),
             start=self.before.next,
             on_damage=self._damage,
-        ) as flow:
-            full = False
+        )
+        with flow, self._ending(flow, stop):
             for frame, encoded in self._until_error(flow):
                 self._write(frame, encoded)
                 summary.dropped = flow.dropped
@@ -202,7 +215,7 @@ class _Run:
                     self._commit()
                     committed = time.perf_counter()
                 progress(summary)
-                full = summary.done == self.options.max_frames
+                full = self._is_full()
                 if stop.is_set() or full:
                     flow.stop()
                 if full:
@@ -215,11 +228,40 @@ class _Run:
         summary.seconds = time.perf_counter() - begin
         progress(summary)
 
+    def _is_full(self) -> bool:
+        limit = self.options.max_frames
+        return limit is not None and self.before.done + self.summary.done >= limit
+
+    @contextlib.contextmanager
+    def _ending(self, flow: Flow[dict[str, Any]], stop: threading.Event) -> Iterator[None]:
+        """Ends a live source when `stop` is set within the block: a lost one gives no frame after which to look."""
+        over = threading.Event()
+
+        def watch() -> None:
+            while not over.is_set():
+                if stop.wait(0.1):
+                    flow.stop()
+                    self.source.close()
+                    return
+
+        if not self.source.live:
+            yield
+            return
+        watcher = threading.Thread(target=watch, name="ddsm-stop", daemon=True)
+        watcher.start()
+        try:
+            yield
+        finally:
+            over.set()
+            watcher.join()
+
     def _until_error(self, flow: Flow[dict[str, Any]]) -> Iterator[tuple[Frame, dict[str, Any]]]:
         try:
             yield from flow
         except DdsmError:
-            self._commit()  # what came before it is good
+            self._commit(ended=self.source.live)  # what came before it is good
+            if self.source.live:  # and no later run goes on with it
+                self._finish()
             raise
 
     def _write(self, frame: Frame, encoded: dict[str, Any]) -> None:
@@ -267,7 +309,8 @@ class _Run:
 def _identity(segmenter: Segmenter, source: Source, sinks: Mapping[str, Sink], options: StreamOptions) -> Identity:
     """What decides a stream's outputs: its masks' own identity, the source, how much of it, and which sinks."""
     own = identity_of(segmenter)
-    about = {"source": source.name, "outputs": " ".join(sorted(sinks)), "frames": str(options.max_frames or "all")}
+    outputs = [f"{name} ({made})" if (made := getattr(sink, "products", "")) else name for name, sink in sinks.items()]
+    about = {"source": source.name, "outputs": " ".join(sorted(outputs)), "frames": str(options.max_frames or "all")}
     if not source.live:
         about["content"] = _content(getattr(source, "path", None), source.count)
     return dataclasses.replace(own, settings={**own.settings, **about})

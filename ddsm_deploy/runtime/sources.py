@@ -1,4 +1,4 @@
-# ruff: noqa: PTH100, PTH112, PTH118, PTH120, PTH122, PTH207
+# ruff: noqa: PTH100, PTH112, PTH120, PTH122, PTH207
 # Paths are plain strings here: a listing may hold a million of them.
 """Which images a batch run reads, in a fixed order, and what their outputs are called.
 
@@ -13,7 +13,6 @@ Names follow two rules that depend on the set of inputs alone, never on the orde
 from __future__ import annotations
 
 import collections
-import functools
 import glob
 import hashlib
 import os
@@ -23,15 +22,7 @@ from typing import NamedTuple
 
 from ddsm_deploy.errors import InputError
 from ddsm_deploy.images import SUFFIXES
-
-MANIFEST_NAME = "ddsm-manifest.jsonl"
-"""The manifest in an output folder: a folder that holds one is an output folder and yields no input."""
-
-JOURNAL_NAME = "ddsm-stream.json"
-"""The same for a stream's output folder."""
-
-PRODUCT_FOLDERS = ("masks", "color", "overlay", "confidence", "polygons")
-"""Folders that a run makes in its output folder, one a product."""
+from ddsm_deploy.listing import is_image, output_test, walk
 
 MAX_NAME_BYTES = 240
 """File systems allow 255 bytes a name; the rest is for the longest suffix of an output."""
@@ -75,7 +66,7 @@ def _expand(text: str, own: str) -> tuple[str, list[str]]:
     """The folder from which a source's structure counts, and the absolute paths of its images."""
     path = os.path.abspath(text)
     if os.path.isdir(path):
-        return path, list(_walk(path, _output_test(path, own)))
+        return path, list(walk(path, output_test(path, own)))
     if os.path.lexists(path):
         return os.path.dirname(path), [path]
     if not glob.has_magic(text):
@@ -83,46 +74,16 @@ def _expand(text: str, own: str) -> tuple[str, list[str]]:
     base = path
     while glob.has_magic(base):
         base = os.path.dirname(base)
-    return base, list(_matches(path, _output_test(base, own)))
-
-
-def _walk(root: str, is_output: Callable[[str], bool]) -> Iterator[str]:
-    for folder, folders, files in os.walk(root):
-        folders[:] = [name for name in folders if name[0] != "." and not is_output(os.path.join(folder, name))]
-        for name in files:
-            if name[0] != "." and is_image(name):
-                yield os.path.join(folder, name)
+    return base, list(_matches(path, output_test(base, own)))
 
 
 def _matches(pattern: str, is_output: Callable[[str], bool]) -> Iterator[str]:
     for match in glob.iglob(pattern, recursive=True):
         if os.path.isdir(match):
             if not is_output(os.path.abspath(match)):
-                yield from _walk(os.path.abspath(match), is_output)
+                yield from walk(os.path.abspath(match), is_output)
         elif is_image(match) and not is_output(os.path.dirname(match)):
             yield os.path.abspath(match)
-
-
-def _output_test(base: str, own: str) -> Callable[[str], bool]:
-    """A test whether a folder is, or lies in, an output folder of this run or of another one below `base`."""
-
-    @functools.cache
-    def is_output(folder: str) -> bool:
-        if folder == base or len(folder) < len(base):
-            return False
-        real = os.path.realpath(folder)
-        parent, name = os.path.split(real)
-        if real == own or (parent == own and name in PRODUCT_FOLDERS):
-            return True
-        records = (os.path.join(folder, name) for name in (MANIFEST_NAME, JOURNAL_NAME))
-        return any(map(os.path.exists, records)) or is_output(os.path.dirname(folder))
-
-    return is_output
-
-
-def is_image(name: str) -> bool:
-    """Whether a file's name ends as an image's does."""
-    return os.path.splitext(name)[1].lower() in SUFFIXES
 
 
 def names_below(paths: Sequence[str], common: str) -> list[str]:

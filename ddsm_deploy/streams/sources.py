@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ddsm_deploy.errors import ConfigError, InputError
 from ddsm_deploy.images import MAX_PIXELS, SUFFIXES, read_image
+from ddsm_deploy.listing import output_test, walk
 from ddsm_deploy.streams import bag, video
 from ddsm_deploy.streams.frames import BaseSource, Frame, Source
 
@@ -16,7 +17,9 @@ DEFAULT_RATE = 30.0
 
 
 class FolderSource(BaseSource):
-    """Images of a folder (searched recursively), a glob or a file, in the order of their paths, as if taken at `rate`.
+    """Images of a folder, a glob or a file, in the order of their paths, as if taken at `rate`.
+
+    A folder is searched recursively; hidden entries, links to folders and what earlier runs wrote are passed over.
 
     Raises:
         InputError: no image there.
@@ -26,7 +29,7 @@ class FolderSource(BaseSource):
         super().__init__()
         path = Path(text)
         if path.is_dir():
-            found = [str(p) for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file()]
+            found = list(walk(text, output_test(text)))
         elif path.exists():
             found = [text]
         else:
@@ -79,7 +82,7 @@ def open_source(
             return video.CameraSource(int(text))
         if "://" in text:
             return video.NetworkSource(text, report=report)
-        if "!" in text:
+        if _is_pipeline(text):
             return video.CameraSource(text)
     if bag.is_bag(path):
         return bag.BagSource(path, topic=topic)
@@ -95,5 +98,10 @@ def open_source(
 def is_stream(text: str) -> bool:
     """Whether a word stands for anything but images in files; see `open_source`."""
     path = Path(text)
-    named = not path.exists() and (text.isdecimal() or "://" in text or "!" in text)
+    named = not path.exists() and (text.isdecimal() or "://" in text or _is_pipeline(text))
     return named or bag.is_bag(path) or path.suffix.lower() in video.SUFFIXES
+
+
+def _is_pipeline(text: str) -> bool:
+    """Whether it has GStreamer's ``!`` between elements; that of a glob's ``[!…]`` is none."""
+    return "!" in text.replace("[!", "")

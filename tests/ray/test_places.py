@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 from ddsm_deploy.errors import ConfigError, InputError
+from ddsm_deploy.listing import MANIFEST_NAME
 from ddsm_deploy.ray.inputs import find_inputs
 from ddsm_deploy.ray.options import RayOptions
 from ddsm_deploy.ray.places import Place, common_place
 from ddsm_deploy.ray.run import segment_on_ray
 from ddsm_deploy.runtime.pipeline import open_for_batch, segment_files
 from ddsm_deploy.runtime.segmenter import Segmenter
-from ddsm_deploy.runtime.sources import MANIFEST_NAME
 from ddsm_deploy.runtime.worker import SegmentOptions
 
 # Ray warns of its own options, and leaves sockets to the garbage collector

@@ -17,12 +17,12 @@ import pytest
 from ray_processes import worker_processes
 
 from ddsm_deploy.errors import BackendError, ConfigError
+from ddsm_deploy.listing import MANIFEST_NAME
 from ddsm_deploy.ray.options import RayOptions
 from ddsm_deploy.ray.run import RaySummary, segment_on_ray
 from ddsm_deploy.runtime.outputs import Products
 from ddsm_deploy.runtime.pipeline import SegmentSummary, open_for_batch, segment_files
 from ddsm_deploy.runtime.segmenter import Segmenter
-from ddsm_deploy.runtime.sources import MANIFEST_NAME
 from ddsm_deploy.runtime.worker import SegmentOptions
 
 # Ray warns of its own options, and leaves sockets to the garbage collector

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ddsm_deploy.errors import ConfigError, InputError
-from ddsm_deploy.runtime.outputs import Products, remove_temporaries, temporary_beside, write_files
+from ddsm_deploy.runtime.outputs import Products, geojson, remove_temporaries, temporary_beside, write_files
 from ddsm_deploy.runtime.segmentation import Segmentation
 
 PALETTE = ((255, 0, 0), (0, 255, 0), (0, 0, 255))  # RGB
@@ -55,6 +55,15 @@ def test_files_only_of_what_is_asked_for() -> None:
         "polygons": "polygons/a.geojson",
         "masks": "masks/a.png",
     }
+
+
+def test_geojson_of_a_line_of_pixels() -> None:
+    """RFC 7946, 3.1.6: a ring has four or more positions, and its last is its first."""
+    mask = np.zeros((30, 20), np.uint8)
+    mask[5:25, 7] = 1
+    document = geojson(Segmentation(mask=mask, classes=("a", "b"), palette=((0, 0, 0),) * 2))
+    (line,) = (f["geometry"]["coordinates"] for f in document["features"] if f["properties"]["name"] == "b")
+    assert line == [[[7, 5], [7, 24], [7, 5], [7, 5]]]
 
 
 def test_unknown_polygon_format() -> None:

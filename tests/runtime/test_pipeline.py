@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 
 from ddsm_deploy.errors import ConfigError, InputError
+from ddsm_deploy.listing import JOURNAL_NAME, MANIFEST_NAME
 from ddsm_deploy.runtime.outputs import Products
 from ddsm_deploy.runtime.pipeline import SegmentSummary, open_for_batch, segment_files
 from ddsm_deploy.runtime.segmenter import Segmenter
-from ddsm_deploy.runtime.sources import MANIFEST_NAME
 from ddsm_deploy.runtime.worker import SegmentOptions
 
 SIZE = (64, 96)
@@ -194,6 +194,14 @@ def test_outputs_of_other_sources_are_not_written_over(tmp_path: Path, segmenter
     summary = segment_files(days, segmenter, SegmentOptions(output=tmp_path / "out"))
     assert summary.done == 4
     assert (tmp_path / "out/masks/day2/0001.png").exists()
+
+
+def test_masks_of_a_stream_are_not_written_over(tmp_path: Path, segmenter: Segmenter) -> None:
+    write_images(tmp_path / "in", 1)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / JOURNAL_NAME).touch()
+    with pytest.raises(ConfigError, match="holds the masks of a stream"):
+        segment_files([tmp_path / "in"], segmenter, SegmentOptions(output=tmp_path / "out", overwrite=True))
 
 
 def test_inputs_that_would_share_an_output_both_get_one(tmp_path: Path, segmenter: Segmenter) -> None:

@@ -216,7 +216,15 @@ class Live(BaseSource):
 
     def _frames(self, start: int) -> Iterator[Frame]:
         for index in range(10):
-            yield Frame(index=index, stamp=stamp_of(index), name=str(index), image=picture(index))
+            stamp = stamp_of(index)
+            yield Frame(
+                index=index,
+                stamp=stamp,
+                received=stamp + 5_000_000,
+                name=str(index),
+                frame_id="camera",
+                image=picture(index),
+            )
 
 
 def test_a_live_source_has_no_past(segmenter: Segmenter, tmp_path: Path) -> None:
@@ -231,6 +239,95 @@ def test_a_live_source_has_no_past(segmenter: Segmenter, tmp_path: Path) -> None
     assert [line["index"] for line in lines(output)][-1] == 9
 
 
+def test_so_many_frames_in_all(segmenter: Segmenter, tmp_path: Path, monkeypatch) -> None:
+    """Not so many more after a kill, be it after the last of them."""
+    monkeypatch.setattr("ddsm_deploy.runtime.recording.COMMIT_SECONDS", 0.0)
+    write_bag(tmp_path / "drive", [(i, picture(i)) for i in range(10)])
+    options = StreamOptions(output=tmp_path / "out", max_frames=5)
+    done = []
+    for killed_after in (3, 2, 99):
+
+        def progress(summary: StreamSummary, last: int = killed_after) -> None:
+            if summary.done == last:
+                raise Killed
+
+        try:
+            run = segment_stream(
+                open_source(str(tmp_path / "drive")), segmenter, four(options.output), options, progress=progress
+            )
+            done.append(run.done)
+        except Killed:
+            done.append(killed_after)
+    assert done == [3, 2, 0]
+    assert_complete(options.output, list(range(5)), segmenter)
+
+
+def test_what_is_made_anew_holds_nothing_of_what_was(segmenter: Segmenter, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    (output / "masks").mkdir(parents=True)
+    (output / "masks" / "00000077.png").touch()  # somebody's own
+    for name, count in {"a": 6, "b": 3}.items():
+        write_bag(tmp_path / name, [(i, picture(i)) for i in range(count)])
+        options = StreamOptions(output=output, overwrite=name == "b")
+        segment_stream(open_source(str(tmp_path / name)), segmenter, four(output), options)
+        masks = sorted(int(path.stem) for path in (output / "masks").iterdir())
+        assert masks == ([0, 1, 2, 3, 4, 5, 77] if name == "a" else [0, 1, 2])
+
+
+@pytest.mark.parametrize("given", [0, 4])
+def test_a_live_source_that_fails_has_its_files_finished(segmenter: Segmenter, tmp_path: Path, given: int) -> None:
+    class Unplugged(Live):
+        def _frames(self, start: int) -> Iterator[Frame]:
+            yield from (frame for frame in super()._frames(0) if frame.index < given)
+            raise InputError("unplugged")
+
+    output = tmp_path / "out"
+    options = StreamOptions(output=output, policy="every")
+    with pytest.raises(InputError, match="unplugged"):
+        segment_stream(Unplugged(), segmenter, four(output), options)
+    if given:
+        assert_complete(output, list(range(given)), segmenter)
+        assert not (output / PARTS_FOLDER).exists()
+        with pytest.raises(ConfigError, match="no past"):
+            segment_stream(Live(), segmenter, four(output), options)
+    else:  # nothing is lost by going on
+        assert segment_stream(Live(), segmenter, four(output), options).done == 10
+        assert_complete(output, list(range(10)), segmenter)
+
+
+def test_a_live_run_that_was_killed_has_its_files_finished(segmenter: Segmenter, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("ddsm_deploy.runtime.recording.COMMIT_SECONDS", 0.0)
+    output = tmp_path / "out"
+    options = StreamOptions(output=output, policy="every")
+
+    def progress(summary: StreamSummary) -> None:
+        if summary.done == 4:
+            raise Killed
+
+    with pytest.raises(Killed):
+        segment_stream(Live(), segmenter, four(output), options, progress=progress)
+    assert not (output / "bag").exists()
+    for _ in range(2):
+        with pytest.raises(ConfigError, match="no past"):
+            segment_stream(Live(), segmenter, four(output), options)
+        assert_complete(output, list(range(4)), segmenter)
+
+
+def test_a_live_source_that_gives_nothing_can_be_stopped(segmenter: Segmenter, tmp_path: Path) -> None:
+    class Lost(Live):
+        def _frames(self, start: int) -> Iterator[Frame]:
+            yield from (frame for frame in super()._frames(0) if frame.index < 3)
+            stop.set()  # someone has seen that nothing comes
+            while not self._closed:
+                time.sleep(0.01)
+
+    stop = threading.Event()
+    output = tmp_path / "out"
+    summary = segment_stream(Lost(), segmenter, four(output), StreamOptions(output=output, policy="every"), stop=stop)
+    assert summary.interrupted
+    assert_complete(output, list(range(summary.done)), segmenter)
+
+
 def test_another_source_or_other_outputs_are_refused(segmenter: Segmenter, tmp_path: Path) -> None:
     output = tmp_path / "out"
     for name in ("a.mkv", "b.mkv"):
@@ -242,8 +339,12 @@ def test_another_source_or_other_outputs_are_refused(segmenter: Segmenter, tmp_p
     run("a.mkv", four(output))
     with pytest.raises(ConfigError, match=r"a\.mkv there, .*b\.mkv wanted"):
         run("b.mkv", four(output))
-    with pytest.raises(ConfigError, match="outputs bag files lines video there, lines wanted"):
+    with pytest.raises(ConfigError, match=r"outputs bag files \(masks\.png\) lines video there, lines wanted"):
         run("a.mkv", {"lines": LinesSink(output / "frames.jsonl")})
+    with pytest.raises(
+        ConfigError, match=r"files \(masks\.png\) lines video there, files \(masks\.png overlay\.jpg\) wanted"
+    ):
+        run("a.mkv", {"files": FilesSink(output, Products(overlay=True))})
     os.utime(tmp_path / "a.mkv", ns=(1, 1))
     with pytest.raises(ConfigError, match="content"):
         run("a.mkv", four(output))

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from ddsm_deploy.errors import InputError
-from ddsm_deploy.runtime.sources import MANIFEST_NAME, MAX_NAME_BYTES, PRODUCT_FOLDERS, find_sources
+from ddsm_deploy.listing import MANIFEST_NAME, PRODUCT_FOLDERS
+from ddsm_deploy.runtime.sources import MAX_NAME_BYTES, find_sources
 
 
 def tree(root: Path, *files: str) -> Path:

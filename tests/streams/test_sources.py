@@ -132,6 +132,26 @@ def test_folders_and_globs(tmp_path: Path) -> None:
         open_source(str(tmp_path / "*.jpg"))
 
 
+def test_what_a_folder_of_images_leaves_out(tmp_path: Path) -> None:
+    for path in ("b/1.png", "a.png", ".hidden/2.png", "._a.png", "out/masks/0.png", "out2/masks/0.png"):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        assert cv2.imwrite(str(tmp_path / path), picture(0))
+    (tmp_path / "out" / "ddsm-stream.json").touch()
+    (tmp_path / "out2" / "ddsm-manifest.jsonl").touch()
+    assert [frame.name for frame in read(open_source(str(tmp_path)))] == ["a", "1"]
+    (tmp_path / "ddsm-stream.json").touch()  # asked for by its name, it is read
+    assert open_source(f"{tmp_path}/").count == 2
+
+
+def test_an_exclamation_mark_in_a_glob(tmp_path: Path) -> None:
+    for name in ("a.png", "_b.png"):
+        assert cv2.imwrite(str(tmp_path / name), picture(0))
+    pattern = f"{tmp_path}/[!_]*.png"
+    assert not is_stream(pattern)
+    assert [frame.name for frame in read(open_source(pattern))] == ["a"]
+    assert is_stream("v4l2src ! appsink")
+
+
 def test_words_that_stand_for_streams(tmp_path: Path) -> None:
     write_bag(tmp_path / "drive", [(0, picture(0))])
     streams = ["0", "rtsp://camera/1", "http://x/y", "videotestsrc ! appsink", "a.mp4", "A.MKV", "a.bag", "a.mcap"]

@@ -20,6 +20,9 @@ class Sink(Protocol):
     What is written becomes safe with `commit`; a run that goes on after a kill calls `restore` first, with what the
     last commit gave, and writes again what came after it.
 
+    A sink whose settings decide which files it makes says so in an attribute `products`, one line: a run goes on only
+    where an earlier one made the same.
+
     Attributes:
         outputs: of the model, that this sink needs beside ``mask``.
     """
