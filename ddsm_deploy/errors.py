@@ -48,13 +48,17 @@ class BackendMissing(BackendError):
         backend: the word used for it everywhere, for instance ``openvino``.
         extra: the pip extra that brings it.
         why: what importing it said.
+        where: into which environment, where not any will do.
     """
 
-    def __init__(self, backend: str, *, extra: str, why: str = "") -> None:
+    def __init__(self, backend: str, *, extra: str, why: str = "", where: str = "") -> None:
         self.backend = backend
         self.extra = extra
         detail = f" ({why})" if why else ""
-        super().__init__(f"{backend} is not usable here{detail}; install it with: pip install 'ddsm-deploy[{extra}]'")
+        place = f", {where}," if where else ""
+        super().__init__(
+            f"{backend} is not usable here{detail}; install it{place} with: pip install 'ddsm-deploy[{extra}]'"
+        )
 
 
 class GateError(DdsmError):

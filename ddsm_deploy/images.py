@@ -152,8 +152,8 @@ def _decoded(data: bytes, header: tuple[str, int, int], name: Path | str, uprigh
     kind, height, width = header
     flags = cv2.IMREAD_COLOR if upright else cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
     if kind == "TIFF":
-        if (image := _checked_tiff(data, name, height * width)) is not None:
-            return image
+        if (pixels := _checked_tiff(data, name, height * width)) is not None:
+            return pixels
     else:
         _check_whole(kind, data, name)
     white = _pnm_white(data) if kind == "PPM" else None

@@ -133,6 +133,8 @@ class ModelSpec:
     def __post_init__(self) -> None:
         if not 1 <= len(self.classes) <= MAX_CLASSES:
             raise ConfigError(f"got {len(self.classes)} classes; expected 1 to {MAX_CLASSES}")
+        if len(set(self.classes)) < len(self.classes):
+            raise ConfigError("two classes have the same name; classes are told apart by their names")
         if not self.palette:
             object.__setattr__(self, "palette", default_palette(len(self.classes)))
         if len(self.palette) != len(self.classes):
@@ -141,8 +143,12 @@ class ModelSpec:
             raise ConfigError("a palette entry is not an RGB triple of 0..255")
         if self.height < 1 or self.width < 1:
             raise ConfigError(f"input size is {self.height}x{self.width}; expected at least 1x1")
-        if len(self.mean) != 3 or len(self.std) != 3 or any(s <= 0 for s in self.std):
+        if len(self.mean) != 3 or len(self.std) != 3 or not all(s > 0 for s in self.std):
             raise ConfigError("mean and std need three values each, std above zero")
+        if not all(map(math.isfinite, (*self.mean, *self.std))):
+            raise ConfigError(f"mean is {self.mean} and std {self.std}; expected finite numbers")
+        if self.precision not in PRECISIONS:
+            raise ConfigError(f"precision is {self.precision!r}; expected one of {', '.join(PRECISIONS)}")
         if self.channel_order not in CHANNEL_ORDERS:
             raise ConfigError(f"channel order is {self.channel_order!r}; expected bgr or rgb")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,11 @@ class TestChecks:
             ({"mean": (1.0, 2.0)}, "mean and std need three values"),
             ({"std": (1.0, 2.0, 0.0)}, "std above zero"),
             ({"channel_order": "gbr"}, "channel order is 'gbr'; expected bgr or rgb"),
+            ({"std": (1.0, 2.0, math.nan)}, "std above zero"),
+            ({"mean": (1.0, 2.0, math.nan)}, "expected finite numbers"),
+            ({"std": (1.0, 2.0, math.inf)}, "expected finite numbers"),
+            ({"precision": "fp8"}, "precision is 'fp8'; expected one of fp32"),
+            ({"classes": ("a", "b", "a")}, "same name"),
         ],
     )
     def test_spec(self, changes: dict[str, Any], words: str) -> None:

@@ -76,7 +76,7 @@ experiments were scored on it too is told in docs/experiments.md.
 
 {whose}CamVid val, 101 frames, single scale, no test-time augmentation; one confusion matrix over the
 split; boundary F at {tolerance} px. Reproduce with
-`ddsm eval {judged} --data CAMVID --dataset camvid --split val --all`.
+{how}.
 
 {scores}
 
@@ -101,8 +101,8 @@ The network before the last stage, which had not seen val, stands for this one h
 that are shipped. """
 
 AGREEMENT = """
-The shipped files on the same frames, which they have learnt from: that the precisions agree, not how good the network
-is.
+The shipped files on the same frames, which they have learnt from (`ddsm eval {name} --data CAMVID --all`): that the
+precisions agree, not how good the network is.
 
 {scores}
 """
@@ -205,7 +205,9 @@ def card(args: argparse.Namespace, folder: Path, judged: Scores, own: Scores) ->
 
     network, spec = load_checkpoint(resolve(folder).file("checkpoint"))
     config = json.loads((args.runs[-1] / "config.json").read_text(encoding="utf-8"))
-    name = args.name if args.judged_by is None else kept_checkpoint(args.name)
+    how = f"`ddsm eval {args.name} --data CAMVID --dataset camvid --split val --all`"
+    if args.judged_by is not None:
+        how = f"the commands in docs/precision.md (Accuracy), from {kept_checkpoint(args.name)} on"
     fused = {
         "ddsm": f"A DDSM network (both branches, N = {spec.network.samples})",
         "spatial": f"A DDSM network (spatial branch, N = {spec.network.samples})",
@@ -230,14 +232,14 @@ def card(args: argparse.Namespace, folder: Path, judged: Scores, own: Scores) ->
         + (" and, in the last stage, the *val* part (101)" if learnt_val(args.runs[-1]) else ""),
         looks=sum(len(curve(run)) for run in args.runs if not learnt_val(run)),
         whose="" if judged is own else BEFORE,
-        judged=name,
+        how=how,
         scores=judged,
         tolerance=judged.results[0].boundary_tolerance_px,
         first=f"{judged.results[0].backend}, fp32",
         per_class="\n".join(f"| {name} | {iou:.1f} |" for name, iou in judged.results[0].per_class.items()),
     )
     if judged is not own:
-        text += AGREEMENT.format(scores=own)
+        text += AGREEMENT.format(name=args.name, scores=own)
     return text + ("\n" + args.limits.read_text(encoding="utf-8") if args.limits else "")
 
 

@@ -7,9 +7,14 @@ from typing import Annotated
 import typer
 
 Model = Annotated[
-    str, typer.Option("--model", "-m", help=".onnx, .safetensors, bundle folder, or a shipped model's name.")
+    str,
+    typer.Option(
+        "--model",
+        "-m",
+        help=".onnx, .safetensors, .engine, bundle (folder or .zip), triton://HOST/MODEL, or a shipped model's name.",
+    ),
 ]
-Backend = Annotated[str, typer.Option(help="auto, onnxruntime, openvino or torch.")]
+Backend = Annotated[str, typer.Option(help="auto, onnxruntime, openvino, torch, tensorrt, tensorrt-rtx or triton.")]
 Precision = Annotated[
     str | None, typer.Option(help="fp32, bf16, int8...; with auto the quickest, else the model's own.")
 ]

@@ -76,7 +76,13 @@ def _problem(options: EngineOptions) -> str:
 def _open_session(path: str, options: EngineOptions, *, fused: bool) -> Any:
     wanted = _PROVIDERS[options.provider]
     if wanted[0] not in ort.get_available_providers():
-        raise BackendMissing("onnxruntime", extra="gpu", why=f"the installed build has no {wanted[0]}")
+        # onnxruntime-gpu holds the same module, and pip would lay one over the other
+        raise BackendMissing(
+            "onnxruntime",
+            extra="gpu",
+            why=f"the installed build has no {wanted[0]}",
+            where="in a fresh environment without the extras cpu, train and quantize",
+        )
     if options.provider != "cpu":
         ort.preload_dlls()  # finds CUDA and cuDNN where pip put them
     ort.disable_telemetry_events()  # Windows builds report usage otherwise

@@ -49,7 +49,8 @@ def load_images(paths: Sequence[Path], spec: ModelSpec) -> list[Array]:
     arrays = []
     for path in paths:
         image = cv2.resize(read_image(path), (spec.width, spec.height), interpolation=cv2.INTER_LINEAR)
-        arrays.append((image if spec.channel_order == "bgr" else image[..., ::-1])[None])
+        ordered = image if spec.channel_order == "bgr" else np.ascontiguousarray(image[..., ::-1])
+        arrays.append(ordered[None])
     return arrays
 
 

@@ -108,6 +108,9 @@ class TrainConfig:
             raise ConfigError("ema and ohem must lie within 0 (included) and 1 (not)")
         if not 0 <= self.rare_crops <= 1:
             raise ConfigError(f"rare_crops is {self.rare_crops}; expected 0 to 1")
+        for name in ("lr", "backbone_lr", "offset_lr", "weight_decay", "warmup_epochs", "workers", "seed"):
+            if not 0 <= getattr(self, name) < 2**32:
+                raise ConfigError(f"{name} is {getattr(self, name)}; expected at least 0")
         if self.jaccard < 0 or self.aux_weight < 0:
             raise ConfigError("jaccard and aux_weight are weights of losses; expected at least 0")
         if self.devices != "auto" and (not self.devices.isdigit() or int(self.devices) < 1):

@@ -7,6 +7,7 @@ import csv
 import dataclasses
 import json
 import logging
+import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -18,16 +19,18 @@ from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheck
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.utils.data import DataLoader
 
 from ddsm_deploy.artifact import resolve
 from ddsm_deploy.datasets import Dataset
+from ddsm_deploy.errors import ConfigError, InputError
 from ddsm_deploy.model.checkpoint import read_spec, save_checkpoint, start_from
 from ddsm_deploy.model.network import build_network, load_imagenet
 from ddsm_deploy.spec import ModelSpec
 from ddsm_deploy.train.config import TrainConfig
 from ddsm_deploy.train.data import EvalImages, TrainImages, class_weights
-from ddsm_deploy.train.files import BEST, FINAL, LAST
+from ddsm_deploy.train.files import BEST, CONFIG, FINAL, LAST, plain_values
 from ddsm_deploy.train.module import SegmentationTask
 
 
@@ -75,6 +78,8 @@ class KeepBest(Callback):
         pl_module.confusion.reset()
         if trainer.sanity_checking:
             return
+        if math.isnan(miou):
+            raise InputError("the validation split has no pixel of a class; look at its labels, and at classes.json")
         pl_module.log("val/miou", miou, prog_bar=True)
         for name, iou in zip(pl_module.spec.classes, classes, strict=True):
             pl_module.log(f"val/iou/{name}", iou)
@@ -98,10 +103,15 @@ class KeepBest(Callback):
 
 def fit(config: TrainConfig, training: Dataset, validation: Dataset, progress: Callable[[str], None]) -> TrainResult:
     """The loop of `ddsm_deploy.train.train`, on the data that `open_run` has found."""
-    pl.seed_everything(config.seed, workers=True, verbose=False)
+    pl.seed_everything(seed_of(config), workers=True, verbose=False)
     task = _task(config, training, progress)
     best = KeepBest(config.output)
-    trainer = _trainer(config, best)
+    try:
+        trainer = _trainer(config, best)
+    except (MisconfigurationException, ValueError) as exc:
+        raise ConfigError(
+            f"{' '.join(str(exc).split())} (accelerator {config.accelerator}, devices {config.devices})"
+        ) from exc
     _record(config)
     loaders = (
         _loader(TrainImages(training, config), config, shuffle=True),
@@ -203,7 +213,7 @@ def csv_log(config: TrainConfig) -> CSVLogger:
     with path.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
         rows, names = list(reader), list(reader.fieldnames or ())
-    steps = torch.load(config.output / LAST, weights_only=True, map_location="cpu")["global_step"]
+    steps = _steps_done(config)
     temporary = path.with_suffix(".part")
     with temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, names)
@@ -214,6 +224,15 @@ def csv_log(config: TrainConfig) -> CSVLogger:
     experiment.metrics_keys = names
     temporary.replace(path)
     return logger
+
+
+def seed_of(config: TrainConfig) -> int:
+    """The seed from here on. A run that goes on has another, or the order and crops of its first epochs came again."""
+    return (config.seed + 1_000_003 * _steps_done(config)) % 2**32 if config.resume else config.seed
+
+
+def _steps_done(config: TrainConfig) -> int:
+    return int(torch.load(config.output / LAST, weights_only=True, map_location="cpu")["global_step"])
 
 
 def lightning_precision(precision: str) -> Any:
@@ -257,5 +276,4 @@ def _quiet() -> Iterator[None]:
 
 
 def _record(config: TrainConfig) -> None:
-    text = json.dumps(dataclasses.asdict(config), indent=2, default=str)
-    (config.output / "config.json").write_text(text + "\n", encoding="utf-8")
+    (config.output / CONFIG).write_text(json.dumps(plain_values(config), indent=2) + "\n", encoding="utf-8")

@@ -63,12 +63,14 @@ def jaccard_loss(logits: Tensor, labels: Tensor) -> Tensor:
     present = counts > 0
     if not bool(present.any()):
         return logits.sum() * 0.0
-    probability = logits.float().softmax(1)
-    own = probability.gather(1, labels.masked_fill(~valid, 0).unsqueeze(1)).flatten()
-    hit = own.new_zeros(classes + 1).index_add(0, bins, own)[:classes]
-    # a product with a vector of zeros and ones, for a sum over the labelled pixels without a copy
-    predicted = torch.bmm(probability.flatten(2), valid.float().flatten(1).unsqueeze(2)).sum((0, 2))
-    union = predicted + counts - hit
+    # sums over all pixels of an image: autocast would take the product in 16 bits, and float16 ends at 65504
+    with torch.autocast(logits.device.type, enabled=False):
+        probability = logits.float().softmax(1)
+        own = probability.gather(1, labels.masked_fill(~valid, 0).unsqueeze(1)).flatten()
+        hit = own.new_zeros(classes + 1).index_add(0, bins, own)[:classes]
+        # a product with a vector of zeros and ones, for a sum over the labelled pixels without a copy
+        predicted = torch.bmm(probability.flatten(2), valid.float().flatten(1).unsqueeze(2)).sum((0, 2))
+        union = predicted + counts - hit
     return 1 - (hit[present] / union[present]).mean()
 
 

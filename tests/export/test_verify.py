@@ -44,6 +44,7 @@ def test_files_become_what_the_input_wants(tmp_path: Path, order: str, first: in
     (image,) = load_images([tmp_path / "blue.png"], spec)
     assert (image.dtype, image.shape) == (np.uint8, (1, 32, 48, 3))
     assert image[0, 0, 0, 0] == first
+    assert image.flags.c_contiguous  # torch takes no negative strides
 
 
 def test_synthetic_images_vary_and_repeat() -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +18,20 @@ from safetensors.torch import load_file
 from ddsm_deploy.errors import ConfigError
 from ddsm_deploy.model.checkpoint import read_spec
 from ddsm_deploy.train.config import TrainConfig
+
+
+@pytest.fixture(scope="module")
+def scenes(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The rendered scenes as *train*, and some of them as *val*."""
+    root = tmp_path_factory.mktemp("splits")
+    shutil.copyfile(scenes / "classes.json", root / "classes.json")
+    for folder in ("images", "labels"):
+        (root / "val" / folder).mkdir(parents=True)
+        (root / "train").mkdir(exist_ok=True)
+        (root / "train" / folder).symlink_to(scenes / folder)
+        for path in sorted((scenes / folder).iterdir())[:3]:
+            shutil.copyfile(path, root / "val" / folder / path.name)
+    return root
 
 
 def command(scenes: Path, output: Path, *extra: str) -> list[str]:
@@ -109,6 +125,23 @@ def test_a_killed_run_goes_on_where_it_was(scenes: Path, tmp_path: Path) -> None
     assert set(seen) <= set(after), "what was logged before is lost"
 
 
+def test_a_run_is_not_gone_on_with_as_another(finished: Path, scenes: Path) -> None:
+    before = {name: (finished / name).read_bytes() for name in ("config.json", "last.ckpt", "best.safetensors")}
+    other = run(*command(scenes, finished, "--epochs", "7", "--enlarge", "1.5", "--seed", "3", "--resume"))
+    assert other.returncode == 1
+    assert "begun with enlarge 1.0 (now 1.5), seed 0 (now 3); --resume takes the same" in other.stderr
+    assert {name: (finished / name).read_bytes() for name in before} == before
+
+
+def test_a_run_that_goes_on_draws_other_crops(finished: Path, scenes: Path) -> None:
+    from ddsm_deploy.train.loop import seed_of
+
+    afresh = TrainConfig(data=scenes, output=finished, seed=5)
+    seeds = [seed_of(dataclasses.replace(afresh, seed=seed, resume=True)) for seed in (5, 5, 6)]
+    assert seed_of(afresh) == 5
+    assert 5 != seeds[0] == seeds[1] != seeds[2]
+
+
 def test_it_starts_from_another_network(finished: Path, scenes: Path, tmp_path: Path) -> None:
     start = finished / "final.safetensors"
     extra = ["--init", str(start), "--fusion", "spatial", "--samples", "4", "--epochs", "1", "--lr", "1e-6"]
@@ -148,6 +181,9 @@ def test_ctrl_c_ends_with_130_and_keeps_the_last_epoch(scenes: Path, tmp_path: P
         (["--precision", "int3"], "precision"),
         (["--dataset", "voc"], "camvid"),
         (["--resume"], "nothing to resume"),
+        (["--workers", "-1"], "workers is -1"),
+        (["--accelerator", "abacus"], "accelerator abacus"),
+        (["--val-split", "train"], "the splits train and train are the same images"),
     ],
 )
 def test_bad_options_are_one_line(scenes: Path, tmp_path: Path, extra: list[str], says: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 import torch.nn.functional as F
 
@@ -68,6 +69,19 @@ def test_jaccard_of_certain_answers_is_one_minus_miou() -> None:
     valid = labels != IGNORE
     ious = [((labels == c) & (answers == c)).sum() / (valid & ((labels == c) | (answers == c))).sum() for c in range(3)]
     torch.testing.assert_close(jaccard_loss(logits, labels), 1 - torch.stack(ious).mean())
+
+
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+def test_jaccard_under_autocast_is_float32s(half: torch.dtype) -> None:
+    """With more pixels of a class than float16 has numbers."""
+    labels = torch.zeros(1, 360, 480, dtype=torch.long)
+    labels[:, :60] = 1
+    logits = torch.randn(1, 2, 360, 480, generator=torch.Generator().manual_seed(2)).requires_grad_()
+    wanted = torch.autograd.grad(jaccard_loss(logits, labels), logits)
+    with torch.autocast("cpu", half):
+        loss = jaccard_loss(logits, labels)
+    torch.testing.assert_close(torch.autograd.grad(loss, logits), wanted)
+    assert wanted[0].abs().sum() > 0.1
 
 
 def test_jaccard_leaves_out_classes_without_labels() -> None:
