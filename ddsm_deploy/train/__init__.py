@@ -22,7 +22,7 @@ def train(config: TrainConfig, progress: Callable[[str], None] = lambda text: No
 
     Args:
         config: what to train, on what, for how long.
-        progress: told, in a line, what of `TrainConfig.init` could not be used.
+        progress: told, in a line, what of `TrainConfig.init` could not be used, and why no fused kernels are in use.
 
     Raises:
         ConfigError: the output folder holds another run, or there is none to resume.

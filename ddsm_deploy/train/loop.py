@@ -22,6 +22,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.utils.data import DataLoader
 
+from ddsm_deploy import kernels
 from ddsm_deploy.artifact import resolve
 from ddsm_deploy.datasets import Dataset
 from ddsm_deploy.errors import ConfigError, InputError
@@ -112,6 +113,8 @@ def fit(config: TrainConfig, training: Dataset, validation: Dataset, progress: C
         raise ConfigError(
             f"{' '.join(str(exc).split())} (accelerator {config.accelerator}, devices {config.devices})"
         ) from exc
+    if hint := slow_sampling(config, trainer.strategy.root_device.type):
+        progress(hint)
     _record(config)
     loaders = (
         _loader(TrainImages(training, config), config, shuffle=True),
@@ -229,6 +232,13 @@ def csv_log(config: TrainConfig) -> CSVLogger:
 def seed_of(config: TrainConfig) -> int:
     """The seed from here on. A run that goes on has another, or the order and crops of its first epochs came again."""
     return (config.seed + 1_000_003 * _steps_done(config)) % 2**32 if config.resume else config.seed
+
+
+def slow_sampling(config: TrainConfig, device: str) -> str:
+    """What to tell where the network samples by standard operators although `device` has better; else empty."""
+    if config.network.fusion == "add" or device != "cpu" or kernels.status().available:
+        return ""
+    return f"training is slower than it could be, since DDSM samples by standard operators: {kernels.status().reason}"
 
 
 def _steps_done(config: TrainConfig) -> int:

@@ -15,8 +15,10 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from ddsm_deploy import kernels
 from ddsm_deploy.errors import ConfigError
 from ddsm_deploy.model.checkpoint import read_spec
+from ddsm_deploy.spec import NetworkConfig
 from ddsm_deploy.train.config import TrainConfig
 
 
@@ -140,6 +142,23 @@ def test_a_run_that_goes_on_draws_other_crops(finished: Path, scenes: Path) -> N
     seeds = [seed_of(dataclasses.replace(afresh, seed=seed, resume=True)) for seed in (5, 5, 6)]
     assert seed_of(afresh) == 5
     assert 5 != seeds[0] == seeds[1] != seeds[2]
+
+
+def test_slow_sampling_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ddsm_deploy.train.loop import slow_sampling
+
+    config = TrainConfig(data=tmp_path, output=tmp_path)
+    monkeypatch.setattr(kernels, "_FOLDER", tmp_path)
+    kernels._library.cache_clear()
+    try:
+        assert "samples by standard operators: the fused kernels were not built" in slow_sampling(config, "cpu")
+        assert slow_sampling(config, "cuda") == ""  # where there are no better
+        plain = dataclasses.replace(config, network=NetworkConfig(fusion="add"))
+        assert slow_sampling(plain, "cpu") == ""
+    finally:
+        kernels._library.cache_clear()
+    monkeypatch.undo()
+    assert bool(slow_sampling(config, "cpu")) != kernels.status().available
 
 
 def test_it_starts_from_another_network(finished: Path, scenes: Path, tmp_path: Path) -> None:
