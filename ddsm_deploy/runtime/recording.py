@@ -166,6 +166,8 @@ class _Run:
     def run(self, progress: Callable[[StreamSummary], None], stop: threading.Event | None) -> StreamSummary:
         before, summary = self.before, self.summary
         summary.skipped = before.next
+        if self.options.overwrite and self.journal.path.exists():
+            self.journal.write()  # before the sinks throw away what it tells of: a kill may come between
         for name, sink in self.sinks.items():
             if not before.finished:
                 sink.restore(before.sinks.get(name, {}))

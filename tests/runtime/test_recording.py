@@ -274,6 +274,30 @@ def test_what_is_made_anew_holds_nothing_of_what_was(segmenter: Segmenter, tmp_p
         assert masks == ([0, 1, 2, 3, 4, 5, 77] if name == "a" else [0, 1, 2])
 
 
+def test_a_kill_right_after_overwriting_began(segmenter: Segmenter, tmp_path: Path) -> None:
+    write_bag(tmp_path / "drive", [(i, picture(i)) for i in range(5)])
+    output = tmp_path / "out"
+
+    def run() -> StreamSummary:
+        source = open_source(str(tmp_path / "drive"))
+        return segment_stream(source, segmenter, four(output), StreamOptions(output=output))
+
+    def killed(_: StreamSummary) -> None:
+        raise Killed
+
+    run()
+    with pytest.raises(Killed):
+        segment_stream(
+            open_source(str(tmp_path / "drive")),
+            segmenter,
+            four(output),
+            StreamOptions(output=output, overwrite=True),
+            progress=killed,
+        )
+    assert run().done == 5
+    assert_complete(output, list(range(5)), segmenter)
+
+
 @pytest.mark.parametrize("given", [0, 4])
 def test_a_live_source_that_fails_has_its_files_finished(segmenter: Segmenter, tmp_path: Path, given: int) -> None:
     class Unplugged(Live):
