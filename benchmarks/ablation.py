@@ -1,12 +1,14 @@
 """What each part of DDSM brings: the same training, part by part, with several seeds.
 
     python benchmarks/ablation.py --data CAMVID -o RUNS [--epochs 10] [--seeds 0 1 2] [--only plain …] [--parallel 1]
+        [--enlarge 1.5 --crop 240 320 --scale 0.7 1.7]
 
 Trains each row of `ROWS` with each seed by the same recipe and budget, and scores the *last* epoch's weights on val (so
-val chooses nothing): mIoU and boundary F at 3 px. Latency is that of the network on OpenVINO, bf16, untrained, and is
-measured apart (``--latency``), since training beside it would spoil it. What is done already in RUNS is not done again,
-and a run that was cut off goes on, so the command may be stopped and repeated. `--parallel` trains several at once, for
-a GPU that one of these small networks leaves idle. Writes RUNS/ablation.json and prints a table of means and standard
+val chooses nothing): mIoU and boundary F at 3 px. The options of the second line are those by which `ddsm-lite0` was
+trained; another recipe wants another RUNS. Latency is that of the network on OpenVINO, bf16, untrained, and is measured
+apart (``--latency``), since training beside it would spoil it. What is done already in RUNS is not done again, and a
+run that was cut off goes on, so the command may be stopped and repeated. `--parallel` trains several at once, for a GPU
+that one of these small networks leaves idle. Writes RUNS/ablation.json and prints a table of means and standard
 deviations over the seeds.
 """
 
@@ -36,7 +38,7 @@ from ddsm_deploy.model.checkpoint import save_checkpoint
 from ddsm_deploy.model.network import build_network
 from ddsm_deploy.model.variants import VARIANTS
 from ddsm_deploy.runtime.segmenter import Segmenter
-from ddsm_deploy.spec import ModelSpec
+from ddsm_deploy.spec import ModelSpec, NetworkConfig
 from ddsm_deploy.train import TrainConfig, train
 from ddsm_deploy.train.files import LAST
 
@@ -48,7 +50,6 @@ ROWS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "both": ({}, {}),
     "spatial": ({"fusion": "spatial"}, {}),
     "channel": ({"fusion": "channel"}, {}),
-    "both, N=4, at stride 2 too": ({"samples": 4, "detail_samples": 4}, {}),
     "both, N=4": ({"samples": 4}, {}),
     "both, N=16": ({"samples": 16}, {}),
     "both, fixed offsets": ({}, {"offset_lr": 0.0}),
@@ -62,6 +63,8 @@ def main() -> None:
     parser.add_argument("--variant", default="ddsm-lite0")
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--crop", type=int, nargs=2, default=(360, 480), metavar=("ROWS", "COLUMNS"))
+    parser.add_argument("--scale", type=float, nargs=2, default=(0.75, 2.0), metavar=("LEAST", "GREATEST"))
+    parser.add_argument("--enlarge", type=float, default=1.0, help="of the network; crops are of the image as it comes")
     parser.add_argument("--lr", type=float, default=1.5e-3)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--ema", type=float, default=0.98, help="short runs want a short average")
@@ -96,15 +99,16 @@ def main() -> None:
 
 def one(args: argparse.Namespace, name: str, seed: int) -> dict[str, Any]:
     """Trains and scores one row with one seed."""
-    network, training = ROWS[name]
+    training = ROWS[name][1]
     folder = run_folder(args, name, seed)
     config = TrainConfig(
         data=args.data,
         output=folder,
-        network=dataclasses.replace(VARIANTS[args.variant], **network),
+        network=network_of(args, name),
         epochs=args.epochs,
         validate_every=args.epochs,  # the last alone, whose score has to be
         crop=tuple(args.crop),
+        scale=tuple(args.scale),
         batch=args.batch,
         lr=args.lr,
         ema=args.ema,
@@ -157,13 +161,18 @@ def untrained(args: argparse.Namespace, name: str) -> Path:
     """A row's network as it begins, exported with fused sampling."""
     checkpoint = args.output / "untrained.safetensors"
     classes = camvid_classes()
-    config = dataclasses.replace(VARIANTS[args.variant], **ROWS[name][0])
+    config = network_of(args, name)
     spec = ModelSpec(name="row", classes=classes.names, palette=classes.palette, height=360, width=480, network=config)
     torch.manual_seed(0)
     save_checkpoint(checkpoint, build_network(config, len(classes.names)), spec)
     model: Path = args.output / f"{run_folder(args, name, 0).name}.onnx"
     export_onnx(checkpoint, model, ExportOptions(sampling="fused", verify=False))
     return model
+
+
+def network_of(args: argparse.Namespace, name: str) -> NetworkConfig:
+    """A row's network."""
+    return dataclasses.replace(VARIANTS[args.variant], enlarge=args.enlarge, **ROWS[name][0])
 
 
 def run_folder(args: argparse.Namespace, name: str, seed: int) -> Path:

@@ -62,8 +62,6 @@ class NetworkConfig:
         dilation: spacing, in pixels of the low layer, of the regular grid from which offsets are counted.
         pooled: a, side of the pooled map that describes a channel in the channel branch.
         detail: width of a last level at stride 2, which draws what is thin; 0: classes are told at stride 4.
-        detail_samples: N of the spatial branch at stride 2, a square number up to 25; 0: that level is upsampled
-            bilinearly. It takes a `fusion` that has a spatial branch.
         enlarge: by how much the network enlarges an image before anything else, 1 to 4: more time for what is small.
     """
 
@@ -75,7 +73,6 @@ class NetworkConfig:
     dilation: int = 1
     pooled: int = 8
     detail: int = 0
-    detail_samples: int = 0
     enlarge: float = 1.0
 
     def __post_init__(self) -> None:
@@ -91,9 +88,6 @@ class NetworkConfig:
                 f"channels (C) is {self.channels}; the channel branch lays channels out as a square plane, so take a "
                 "square number such as 64, 144 or 256"
             )
-        sampled = self.detail_samples
-        if not _is_integer(sampled, least=0) or sampled > 25 or not _is_square(sampled):
-            raise ConfigError(f"detail_samples is {sampled!r}; expected a square number from 1 to 25, or 0 for none")
         if not _is_integer(self.detail, least=0):
             raise ConfigError(f"detail is {self.detail!r}; expected an integer of at least 0")
         if isinstance(self.enlarge, bool) or not isinstance(self.enlarge, int | float) or not 1 <= self.enlarge <= 4:
@@ -178,7 +172,15 @@ class ModelSpec:
                 raise ArtifactError(
                     f"{source}: its record has format {form}, this version reads up to {FORMAT}; update ddsm-deploy"
                 )
-            network = NetworkConfig(**fields.pop("network"))
+            numbers = fields.pop("network")
+            if numbers.get("detail_samples") == 0:  # development versions wrote it; only 0 is a network of today
+                del numbers["detail_samples"]
+            if unknown := numbers.keys() - {field.name for field in dataclasses.fields(NetworkConfig)}:
+                raise ArtifactError(
+                    f"{source}: its record has {', '.join(sorted(unknown))}, which this version does not know; use the "
+                    "version of ddsm-deploy that wrote it"
+                )
+            network = NetworkConfig(**numbers)
             for key in ("classes", "mean", "std"):
                 fields[key] = tuple(fields[key])
             fields["palette"] = tuple(tuple(c) for c in fields["palette"])

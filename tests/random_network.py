@@ -52,12 +52,12 @@ def random_network(config: NetworkConfig) -> nn.Module:
 
 
 def checkpoint_of(shared: Shared, network: str, *, half: bool = False) -> Path:
-    """A random network's checkpoint. `network` is a fusion, or ``detail``: both branches, the level at stride 2
-    sampled too, and a larger image inside."""
+    """A random network's checkpoint. `network` is a fusion, or ``detail``: both branches, the level at stride 2, and a
+    larger image inside."""
     name = f"{network}{'-half' * half}.safetensors"
 
     def make(folder: Path) -> None:
-        changes = {"detail": 8, "detail_samples": 4, "enlarge": 1.5} if network == "detail" else {"fusion": network}
+        changes = {"detail": 8, "enlarge": 1.5} if network == "detail" else {"fusion": network}
         config = NetworkConfig(**{**vars(SPEC.network), **changes})
         save_checkpoint(folder / name, random_network(config), SPEC.replace(network=config), half=half)
 

@@ -29,7 +29,6 @@ networks = st.builds(
     dilation=st.integers(1, 16),
     pooled=st.integers(1, 32),
     detail=st.integers(0, 64),
-    detail_samples=st.sampled_from([0, 1, 4, 9, 16, 25]),
     enlarge=st.floats(1, 4),
 )
 
@@ -152,9 +151,6 @@ class TestChecks:
             ({"dilation": 1.5}, "dilation is 1.5"),
             ({"pooled": True}, "pooled is True"),
             ({"enlarge": 0.5}, "enlarge is 0.5; expected a number from 1 to 4"),
-            ({"detail_samples": 3}, "detail_samples is 3; expected a square number from 1 to 25, or 0 for none"),
-            ({"detail_samples": -4}, "detail_samples is -4"),
-            ({"detail_samples": 4.0}, "detail_samples is 4.0"),
             ({"detail": -1}, "detail is -1; expected an integer of at least 0"),
         ],
     )

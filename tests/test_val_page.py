@@ -80,19 +80,15 @@ def test_samples_that_have_not_moved_are_said_not_to_have_moved(monkeypatch: pyt
     from ddsm_deploy.model.network import build_network
     from ddsm_deploy.spec import ModelSpec, NetworkConfig
 
-    config = NetworkConfig(
-        backbone="test_efficientnet", fusion="spatial", channels=16, sample_channels=8, detail=8, detail_samples=4
-    )
+    config = NetworkConfig(backbone="test_efficientnet", fusion="spatial", channels=16, sample_channels=8, detail=8)
     network = build_network(config, 2).eval()
     spec = ModelSpec(name="new", classes=("a", "b"), height=64, width=96, network=config)
     image = np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)
     sampled = val_page.sampling(network, spec, image)
-    assert list(sampled) == ["fusions.2.spatial", "fusions.1.spatial", "fusions.0.spatial", "detail.spatial"]
-    assert sampled["detail.spatial"][1].shape == (4, 32, 48)
+    assert list(sampled) == ["fusions.2.spatial", "fusions.1.spatial", "fusions.0.spatial"]
+    assert sampled["fusions.0.spatial"][1].shape == (9, 16, 24)
     rows = [line.split() for line in val_page.table([sampled], spec).splitlines()[1:]]
-    assert [row[:4] for row in rows] == [
-        [name, "4" if name == "detail.spatial" else "9", "0.00", "0.00"] for name in sampled
-    ]
+    assert [row[:4] for row in rows] == [[name, "9", "0.00", "0.00"] for name in sampled]
     with torch.no_grad():
         network.fusions[0].spatial.offset.bias[:2] += torch.tensor([3.0, 4.0])  # the first of nine, by five cells
     moved = val_page.table([val_page.sampling(network, spec, image)], spec).splitlines()[3].split()

@@ -285,7 +285,6 @@ def stage(run: Path) -> str:
         "jaccard": config.get("jaccard", 0.0),  # runs before these options were there had none of them
         "rare-crops": config.get("rare_crops", 0.0),
         "detail": network.get("detail", 0),
-        "detail-samples": network.get("detail_samples", 0),
         "enlarge": network.get("enlarge", 1.0),
     }
     if config["init"]:

@@ -186,7 +186,7 @@ def branches(network: SegmentationNetwork) -> list[str]:
     """Names of the network's branches in the order in which they run."""
     modules = dict(network.named_modules())
     order = [f"fusions.{level}.{kind}" for level in (2, 1, 0) for kind in ("channel", "spatial")]
-    return [name for name in (*order, "detail.spatial") if modules.get(name) is not None]
+    return [name for name in order if modules.get(name) is not None]
 
 
 def positions(query: Tensor, key: Tensor, offset: Tensor) -> Sampling:

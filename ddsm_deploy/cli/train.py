@@ -22,7 +22,6 @@ def train(
     fusion: Annotated[str | None, typer.Option(help="ddsm, spatial, channel, or add (no DDSM).")] = None,
     samples: Annotated[int | None, typer.Option(help="N, sampled positions a pixel.")] = None,
     detail: Annotated[int | None, typer.Option(help="Channels of the level at stride 2; 0 leaves it out.")] = None,
-    detail_samples: Annotated[int | None, typer.Option(help="N at stride 2; 0 upsamples it bilinearly.")] = None,
     enlarge: Annotated[float | None, typer.Option(help="Enlarge images by this inside the network, 1 to 4.")] = None,
     init: Annotated[
         Path | None, typer.Option(help="Checkpoint or shipped model with the same backbone to start from.")
@@ -67,7 +66,6 @@ def train(
         "fusion": fusion,
         "samples": samples,
         "detail": detail,
-        "detail_samples": detail_samples,
         "enlarge": enlarge,
     }
     network = dataclasses.replace(VARIANTS[variant], **{k: v for k, v in changes.items() if v is not None})

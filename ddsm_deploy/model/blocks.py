@@ -210,25 +210,20 @@ class Fusion(nn.Module):
 class Detail(nn.Module):
     """A narrow level at stride 2: ``dw3×3-1×1-BN-ReLU(ReLU(x_l + up(x_h)))``, both sides brought to `channels` first.
 
-    Poles and far signs are two or three pixels wide: at stride 4 there is nothing left of them to classify. With
-    `spatial`, a branch of `channels` channels, ``up`` is sampled as it is in `Fusion`.
+    Poles and far signs are two or three pixels wide: at stride 4 there is nothing left of them to classify.
     """
 
-    def __init__(self, low: int, high: int, channels: int, *, spatial: SpatialBranch | None = None) -> None:
+    def __init__(self, low: int, high: int, channels: int) -> None:
         super().__init__()
         self.low = ConvNorm(low, channels)
         self.high = ConvNorm(high, channels)
-        self.spatial = spatial
         self.spread = nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=False)
         self.merge = ConvNorm(channels, channels, relu=True)
 
     def forward(self, low: Tensor, high: Tensor) -> Tensor:
         """low B×low×H×W, high B×high×h×w -> B×channels×H×W."""
-        low, high = self.low(low), self.high(high)
-        up = resize(high, low.shape[-2:])
-        if self.spatial is not None:
-            up = self.spatial(low, high, up)
-        return self.merge(self.spread(F.relu(low + up)))
+        joined = F.relu(self.low(low) + resize(self.high(high), low.shape[-2:]))
+        return self.merge(self.spread(joined))
 
 
 class ContextHead(nn.Module):

@@ -76,32 +76,23 @@ def build_network(config: NetworkConfig, classes: int) -> SegmentationNetwork:
     backbone = _backbone(config.backbone, strides)
     *finest, first, second, third, top = backbone.feature_info.channels()
     c = config.channels
-    with_spatial = config.fusion in ("ddsm", "spatial")
-
-    def spatial(channels: int, sample_channels: int, samples: int) -> SpatialBranch:
-        return SpatialBranch(channels, sample_channels=sample_channels, samples=samples, dilation=config.dilation)
 
     def fusion() -> Fusion:
-        return Fusion(
-            c,
-            spatial=spatial(c, config.sample_channels, config.samples) if with_spatial else None,
-            channel=ChannelBranch(c, pooled=config.pooled, samples=config.samples)
-            if config.fusion in ("ddsm", "channel")
-            else None,
-        )
-
-    def detail() -> Detail:
-        sampled = with_spatial and config.detail_samples > 0
-        # half as many channels as above: there are four times as many pixels, of half the width
-        branch = spatial(config.detail, max(1, config.sample_channels // 2), config.detail_samples) if sampled else None
-        return Detail(finest[0], c, config.detail, spatial=branch)
+        spatial = channel = None
+        if config.fusion in ("ddsm", "spatial"):
+            spatial = SpatialBranch(
+                c, sample_channels=config.sample_channels, samples=config.samples, dilation=config.dilation
+            )
+        if config.fusion in ("ddsm", "channel"):
+            channel = ChannelBranch(c, pooled=config.pooled, samples=config.samples)
+        return Fusion(c, spatial=spatial, channel=channel)
 
     return SegmentationNetwork(
         backbone=backbone,
         context=ContextHead(top, c),
         laterals=nn.ModuleList(ConvNorm(width, c) for width in (first, second, third)),
         fusions=nn.ModuleList(fusion() for _ in range(3)),
-        detail=detail() if finest else None,
+        detail=Detail(finest[0], c, config.detail) if finest else None,
         head=nn.Sequential(nn.Dropout2d(0.1), nn.Conv2d(config.detail or c, classes, 1)),
         enlarge=config.enlarge,
     )

@@ -126,7 +126,6 @@ def test_form_of_the_graph(report: ExportReport) -> None:
         forbidden.remove("BatchNormalization")
     assert not found.keys() & forbidden
     calls = {"ddsm": 6, "spatial": 3, "channel": 3, "add": 0}[report.spec.network.fusion]
-    calls += report.spec.network.detail_samples > 0
     sampler = {"portable": "GridSample", "fused": "DynamicSampleAttention"}.get(report.spec.provenance["sampling"])
     assert {op: found[op] for op in ("GridSample", "DynamicSampleAttention")} == {
         op: calls if op == sampler else 0 for op in ("GridSample", "DynamicSampleAttention")

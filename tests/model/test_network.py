@@ -123,29 +123,6 @@ def test_detail_adds_a_level_at_stride_2() -> None:
     assert network(torch.randn(1, 3, 50, 70)).shape == (1, 4, 50, 70)
 
 
-def test_detail_is_sampled_where_the_spatial_branch_is() -> None:
-    plain = NetworkConfig(backbone="resnet10t", channels=16, sample_channels=8, detail=12)
-    config = dataclasses.replace(plain, detail_samples=4)
-    detail = build_network(config, 4).detail
-    assert detail is not None
-    assert isinstance(detail.spatial, SpatialBranch)
-    assert detail.spatial.offset.out_channels == 2 * 4
-    assert detail.spatial.query[0].out_channels == 4  # half of sample_channels
-    low, high = torch.randn(2, detail.low[0].in_channels, 24, 32), torch.randn(2, 16, 12, 16)
-    sampled = detail(low, high)
-    assert sampled.shape == (2, 12, 24, 32)
-    sampled.sum().backward()
-    for name, parameter in detail.spatial.named_parameters():
-        assert parameter.grad is not None, name
-        assert torch.isfinite(parameter.grad).all(), name
-    detail.spatial = None
-    assert not torch.allclose(detail(low, high), sampled, atol=1e-3)
-    for fusion in ("channel", "add"):
-        without = build_network(dataclasses.replace(config, fusion=fusion), 4).detail
-        assert without is not None
-        assert without.spatial is None
-
-
 def test_enlarging_inside_is_enlarging_before() -> None:
     torch.manual_seed(0)
     config = NetworkConfig(backbone="resnet10t", channels=16, sample_channels=8)
