@@ -15,11 +15,13 @@ def replacing(output: Path) -> Iterator[Path]:
     """A temporary file beside `output`, tried out for writing at once and renamed to it if the block ends well.
 
     Raises:
-        InputError: `output` is a folder, or can't be written.
+        InputError: `output` is a folder, a device or a pipe, or can't be written.
     """
     temporary = output.with_name(f".{output.name}.{os.getpid()}.part")
     if output.is_dir():
         raise InputError(f"{output}: is a folder; expected the name of a file such as model.onnx")
+    if output.exists() and not output.is_file():  # a plain file would take the place of /dev/null
+        raise InputError(f"{output}: is a device or a pipe; expected the name of a file")
     try:
         with writing(output):
             output.parent.mkdir(parents=True, exist_ok=True)

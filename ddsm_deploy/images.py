@@ -38,6 +38,7 @@ MAX_PIXELS = 100_000_000
 
 _BYTES_PER_PIXEL = 8  # 16-bit RGBA, uncompressed: the most that an honest file takes
 _METADATA_BYTES = 1 << 24
+_PNM_GLUED = re.compile(rb"P\d(?:\s++|#[^\n]*+\n)*+(?:\d++(?:\s++|(?<=\s)#[^\n]*+\n)++){0,2}+\d++#")
 _PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
 _JPEG_END = b"\xff\xd9"
 
@@ -156,6 +157,9 @@ def _decoded(data: bytes, header: tuple[str, int, int], name: Path | str, uprigh
             return pixels
     else:
         _check_whole(kind, data, name)
+    if kind == "PPM" and _PNM_GLUED.match(data):
+        # Pillow, which has read the size above, ends the number there, OpenCV does not: it would decode a larger image
+        raise InputError(f"{name}: a comment right behind a number in its header; set it on a line of its own")
     white = _pnm_white(data) if kind == "PPM" else None
     try:
         image = cv2.imdecode(
@@ -165,6 +169,10 @@ def _decoded(data: bytes, header: tuple[str, int, int], name: Path | str, uprigh
         raise InputError(f"{name}: can't be decoded ({_one_line(exc)})") from exc
     if image is None:
         raise InputError(f"{name}: can't be decoded; the {kind} file ({width}x{height}) is damaged or of a rare kind")
+    if image.shape[0] * image.shape[1] != height * width:  # turned upright, a product is the same
+        raise InputError(
+            f"{name}: its header says {width}x{height}, but {image.shape[1]}x{image.shape[0]} were decoded"
+        )
     if white is not None:
         image = np.minimum((image.astype(np.uint32) * 255 + white // 2) // white, 255)
     return image.astype(np.uint8, copy=False)

@@ -81,6 +81,8 @@ class NetworkConfig:
         for name in ("channels", "sample_channels", "dilation", "pooled"):
             if not _is_integer(value := getattr(self, name), least=1):
                 raise ConfigError(f"{name} is {value!r}; expected an integer of at least 1")
+        if not re.fullmatch(r"[\w.-]*", self.backbone, re.ASCII):  # timm would fetch "hf-hub:USER/NAME" from a network
+            raise ConfigError(f"backbone is {self.backbone!r}; expected the name of one of timm's own models")
         if not _is_integer(self.samples, least=1) or self.samples > 25 or not _is_square(self.samples):
             raise ConfigError(f"samples (N) is {self.samples!r}; expected a square number from 1 to 25")
         if self.fusion in ("ddsm", "channel") and not _is_square(self.channels):
@@ -177,8 +179,8 @@ class ModelSpec:
                 del numbers["detail_samples"]
             if unknown := numbers.keys() - {field.name for field in dataclasses.fields(NetworkConfig)}:
                 raise ArtifactError(
-                    f"{source}: its record has {', '.join(sorted(unknown))}, which this version does not know; use the "
-                    "version of ddsm-deploy that wrote it"
+                    f"{source}: its model record can't be read (it has {', '.join(sorted(unknown))}, which this "
+                    "version does not know; use the version of ddsm-deploy that wrote it)"
                 )
             network = NetworkConfig(**numbers)
             for key in ("classes", "mean", "std"):

@@ -94,6 +94,15 @@ def test_pnm_of_any_depth(tmp_path: Path, kind: int, white: int) -> None:
         read_image(write(tmp_path, "cut.pnm", data[: -len(body) // 2]))
 
 
+@pytest.mark.parametrize("kind", [1, 2, 4, 5, 6])
+def test_a_pnm_that_two_readers_take_for_two_sizes_is_refused(kind: int) -> None:
+    """Pillow, which reads the size, ends a number at a comment's sign; OpenCV, which decodes, does not."""
+    white = b"" if kind in (1, 4) else b"255\n"
+    data = b"P%d\n100#80\n 1\n" % kind + white + bytes(24_000)
+    with pytest.raises(InputError, match="set it on a line of its own"):
+        decode_image(data, max_pixels=500)
+
+
 @pytest.mark.parametrize("alpha", [0, 128, 255])
 @pytest.mark.parametrize("kind", ["RGBA", "LA"])
 def test_alpha_of_a_tiff_is_dropped(tmp_path: Path, picture: np.ndarray, kind: str, alpha: int) -> None:

@@ -21,7 +21,7 @@ POSITIVE = st.floats(1e-3, 1e3)
 
 networks = st.builds(
     NetworkConfig,
-    backbone=st.text(min_size=1),
+    backbone=st.from_regex(r"[A-Za-z0-9_.-]+", fullmatch=True),
     fusion=st.sampled_from(FUSIONS),
     channels=st.integers(1, 20).map(lambda side: side * side),
     sample_channels=st.integers(1, 512),
@@ -109,6 +109,15 @@ class TestJson:
             ModelSpec.from_json(text, source="m.onnx")
         assert "\n" not in str(caught.value)
 
+    def test_what_development_versions_wrote(self) -> None:
+        text = json.dumps(record(network={"detail": 8, "detail_samples": 0}))
+        assert ModelSpec.from_json(text).network == NetworkConfig(detail=8)
+        text = json.dumps(record(network={"detail": 8, "detail_samples": 4}))
+        with pytest.raises(
+            ArtifactError, match=r"it has detail_samples, which this version does not know; use the ver"
+        ):
+            ModelSpec.from_json(text)
+
 
 class TestChecks:
     @pytest.mark.parametrize(
@@ -149,6 +158,8 @@ class TestChecks:
             ({"channels": 0, "fusion": "add"}, "channels is 0; expected an integer of at least 1"),
             ({"sample_channels": 0}, "sample_channels is 0"),
             ({"dilation": 1.5}, "dilation is 1.5"),
+            ({"backbone": "hf-hub:somebody/something"}, "backbone is 'hf-hub:somebody/something'; expected the name"),
+            ({"backbone": "local-dir:/nowhere"}, "backbone is 'local-dir:/nowhere'"),
             ({"pooled": True}, "pooled is True"),
             ({"enlarge": 0.5}, "enlarge is 0.5; expected a number from 1 to 4"),
             ({"detail": -1}, "detail is -1; expected an integer of at least 0"),

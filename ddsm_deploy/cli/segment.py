@@ -68,7 +68,8 @@ def segment(
     max_frames: Annotated[int | None, typer.Option(min=1, help="Of a stream: stop after so many frames.")] = None,
     engine: Annotated[str, typer.Option(help="local, or ray: worker processes, here or on a cluster.")] = "local",
     workers: Annotated[
-        int | None, typer.Option(min=1, help="With ray: processes, each with the model loaded; one a machine.")
+        int | None,
+        typer.Option(min=1, help="With ray: processes, each with the model; one a machine, or by --threads."),
     ] = None,
     batch: Annotated[
         int | None, typer.Option(min=1, help="With ray: frames handed to a worker at once.", show_default="32")

@@ -90,7 +90,7 @@ def segment_one_stream(
     with contextlib.ExitStack() as stack:
         stack.callback(source.close)
         # the newest frame as soon as can be, or as many frames as can be
-        opening = _opened_for_latency(opened) if latest else open_for_batch(workers=threads, **opened)
+        opening = _opened_for_latency(opened, threads) if latest else open_for_batch(workers=threads, **opened)
         segmenter = stack.enter_context(opening)
         sinks = _sinks(source, wanted, products, output)
         with first_interrupt_asks() as stop, _progress(quiet) as progress:
@@ -107,12 +107,12 @@ def segment_one_stream(
         raise typer.Exit(130)
 
 
-def _opened_for_latency(opened: dict[str, Any]) -> Segmenter:
+def _opened_for_latency(opened: dict[str, Any], threads: int | None) -> Segmenter:
     from ddsm_deploy.engines import EngineOptions
     from ddsm_deploy.runtime.segmenter import Segmenter
 
     names = ("precision", "outputs", "provider", "sampling")
-    options = EngineOptions(**{name: opened[name] for name in names})
+    options = EngineOptions(threads=threads, **{name: opened[name] for name in names})
     rest = {name: opened[name] for name in ("backend", "fit", "fresh")}
     return Segmenter.open(opened["model"], options=options, **rest)
 

@@ -224,7 +224,7 @@ def _position(tables: PositionTables | None) -> kernels.Position | None:
 
 def _view(array: Any) -> kernels.View:
     _, rows, columns, channels = array.shape
-    # numpy knows no bfloat16, so the size of an element tells
+    # numpy knows no bfloat16, so the size of an element tells; float16 looks the same, and the engine keeps it away
     kind = kernels.F32 if array.itemsize == 4 else kernels.BF16
     return kernels.View(array.ctypes.data, rows * columns * channels, 1, channels, kind)
 

@@ -53,5 +53,6 @@ def write_bundle(checkpoint: str | Path, folder: str | Path, *, name: str, optio
         half, onnx = Path(temporary, CHECKPOINT), Path(temporary, ONNX)
         save_checkpoint(half, network, spec, half=options.weights == "fp16")
         report = export_onnx(half, onnx, options)
-        make_bundle(folder, [onnx, half], name=name)
-    return dataclasses.replace(report, path=folder / ONNX)
+        bundle = make_bundle(folder, [onnx, half], name=name).bundle
+    (file,) = (member.file for member in bundle.members if member.kind == "onnx")  # of another name in fp16
+    return dataclasses.replace(report, path=folder / file)

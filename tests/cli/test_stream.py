@@ -100,3 +100,12 @@ def test_ctrl_c_ends_with_130_and_the_next_run_goes_on(colour_onnx: Path, tmp_pa
     assert done.returncode == 0, done.stderr
     indices = [json.loads(line)["index"] for line in (output / "frames.jsonl").read_text().splitlines()]
     assert indices == list(range(120))
+
+
+def test_threads_are_those_of_the_network_where_only_the_latest_frame_counts(shipped_model: Path) -> None:
+    from ddsm_deploy.cli.stream import _opened_for_latency
+
+    opened = {"model": shipped_model, "backend": "onnxruntime", "fit": "stretch", "fresh": False}
+    opened |= {"precision": None, "outputs": ("mask",), "provider": "cpu", "sampling": None}
+    with _opened_for_latency(opened, 1) as segmenter:
+        assert segmenter.options.threads == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from ddsm_deploy.artifact import resolve
 from ddsm_deploy.engines import EngineOptions, open_engine
 from ddsm_deploy.errors import ArtifactError, InputError
 from ddsm_deploy.export import ExportOptions, write_bundle
+from ddsm_deploy.files import replacing
 from ddsm_deploy.onnxfile import external_files
 
 
@@ -62,3 +64,16 @@ def test_a_failed_export_leaves_no_bundle(checkpoint: Callable[..., Path], tmp_p
         write_bundle(checkpoint("ddsm"), tmp_path / "b.zip", name="b", options=ExportOptions())
     with pytest.raises(ArtifactError, match=r"no bundle\.json"):
         resolve(folder)
+
+
+def test_the_report_names_a_file_that_is_there(checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    report = write_bundle(checkpoint("add"), tmp_path / "b", name="b", options=ExportOptions(precision="fp16"))
+    assert report.path == tmp_path / "b" / "model.fp16.onnx"
+    assert report.path.is_file()
+
+
+def test_a_pipe_or_device_stays_one(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InputError, match="is a device or a pipe"), replacing(tmp_path / "pipe"):
+        pass
+    assert (tmp_path / "pipe").is_fifo()
