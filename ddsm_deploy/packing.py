@@ -67,7 +67,9 @@ class _Part:
         return ".".join(["model", *filter(None, forms)]) + KINDS[self.kind]
 
 
-def make_bundle(output: str | Path, sources: Sequence[str | Path], *, name: str | None = None) -> BundleReport:
+def make_bundle(
+    output: str | Path, sources: Sequence[str | Path], *, name: str | None = None, overwrite: bool = False
+) -> BundleReport:
     """Puts files of one model into one bundle.
 
     Args:
@@ -75,11 +77,12 @@ def make_bundle(output: str | Path, sources: Sequence[str | Path], *, name: str 
             nothing but the members.
         sources: checkpoints, ONNX files, engines with their record beside them, and bundles (all of their members).
         name: of the bundle; None is the output's own, without the suffix.
+        overwrite: also where members of the earlier bundle, or files that belong to none, are lost by it.
 
     Raises:
         ConfigError: no source, or two of the same kind, precision and target.
         ArtifactError: a source is damaged, or not of the same model as the others.
-        InputError: the output can't be written.
+        InputError: the output can't be written, or something there would be lost.
     """
     output = Path(output)
     zipped = output.suffix.lower() == BUNDLE_SUFFIX
@@ -89,6 +92,8 @@ def make_bundle(output: str | Path, sources: Sequence[str | Path], *, name: str 
         raise InputError(f"{output}: is a {'folder' if zipped else 'file'}; name a folder, or a file that ends in .zip")
     parts = _gather(sources)
     _check_one_model(parts)
+    if not overwrite:
+        _check_nothing_is_lost(output, zipped, parts)
     place = output.parent if zipped else output
     try:
         place.mkdir(parents=True, exist_ok=True)
@@ -129,6 +134,32 @@ def write_whole(output: str | Path, source: str | Path) -> int:
         with writing(output):
             copy_whole(found[0], temporary)
         return temporary.stat().st_size
+
+
+def _check_nothing_is_lost(output: Path, zipped: bool, parts: Sequence[_Part]) -> None:
+    """Refuses to write over what is not among the files of the new bundle.
+
+    Raises:
+        InputError: it names what would be lost.
+    """
+    if zipped and not output.exists():
+        return
+    try:
+        if zipped:
+            with zipfile.ZipFile(output) as archive, archive.open(BUNDLE_FILE) as file:
+                record = file.read()
+        else:
+            record = (output / BUNDLE_FILE).read_bytes()
+        members = parse_bundle(record, source=str(output)).members
+    except (OSError, KeyError, RuntimeError, zipfile.BadZipFile, ArtifactError):
+        made = {part.file for part in parts} | {WEIGHTS}
+        lost = [output.name] if zipped else sorted(name for name in made if (output / name).exists())
+        what = "which belongs to no bundle" if len(lost) == 1 else "which belong to no bundle"
+    else:
+        lost = [member.file for member in members if member.key not in {part.key for part in parts}]
+        what = f"of the bundle that is there; to keep it, name {output} among the files too"
+    if lost:
+        raise InputError(f"{output}: this would lose {', '.join(lost)}, {what}; overwrite it, or name another output")
 
 
 def _gather(sources: Sequence[str | Path]) -> list[_Part]:

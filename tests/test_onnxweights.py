@@ -139,7 +139,7 @@ def test_a_bundle_grows_and_shrinks_in_its_own_place(forms: list[Path], bundle: 
     assert read_whole(bundle / "model.onnx") == forms[0].read_bytes()
     plain = tmp_path / "plain.onnx"
     onnx.save(colour_graph(colour_spec()), plain)  # none of its tensors is large
-    make_bundle(bundle, [plain])
+    make_bundle(bundle, [plain], overwrite=True)
     assert sorted(contents(bundle)) == [BUNDLE_FILE, "model.onnx"]
 
 

@@ -131,8 +131,25 @@ def test_a_bundle_is_extended_in_its_own_place(forms: dict[str, Path], tmp_path:
     assert resolve(folder).contents() == "onnx fp32, onnx int8 for openvino"
     assert resolve(folder).name == "named"
     assert (folder / "README.txt").read_text() == "mine"
-    make_bundle(folder, [forms["checkpoint"]])
+    with pytest.raises(InputError, match=r"would lose model\.onnx, model\.int8\.openvino\.onnx, of the bundle"):
+        make_bundle(folder, [forms["checkpoint"]])
+    assert resolve(folder).contents() == "onnx fp32, onnx int8 for openvino"
+    make_bundle(folder, [forms["checkpoint"]], overwrite=True)
     assert sorted(p.name for p in folder.iterdir()) == ["README.txt", "bundle.json", "model.safetensors"]
+
+
+def test_what_belongs_to_no_bundle_is_kept(forms: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    for mine in (tmp_path / "run" / "model.safetensors", tmp_path / "photos.zip"):
+        mine.write_bytes(b"mine")
+        output = mine.parent if mine.suffix == ".safetensors" else mine
+        with pytest.raises(InputError, match=rf"would lose {mine.name}, which belongs to no bundle"):
+            make_bundle(output, [forms["checkpoint"]])
+        assert mine.read_bytes() == b"mine"
+        make_bundle(output, [forms["checkpoint"]], overwrite=True)
+        make_bundle(output, [forms["checkpoint"]])  # a bundle now, and nothing of it is lost
+    with pytest.raises(InputError, match=r"would lose model\.safetensors, of the bundle"):
+        make_bundle(tmp_path / "photos.zip", [forms["fp32"]])
 
 
 def test_a_shipped_model_is_extended(shipped_model: Path, tmp_path: Path) -> None:

@@ -125,7 +125,7 @@ def main() -> None:
     folder = MODELS / args.name
     with tempfile.TemporaryDirectory() as temporary:
         files = write_files(Path(temporary), args)
-        make_bundle(folder, files, name=args.name)
+        make_bundle(folder, files, name=args.name, overwrite=True)
     dataset = open_dataset(args.dataset, args.data, "val")
     own = scores_of(folder, dataset)
     judged = own

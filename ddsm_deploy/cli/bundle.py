@@ -21,6 +21,9 @@ def bundle(
     ],
     *,
     name: Annotated[str | None, typer.Option(help="Of the model; else OUTPUT's own.")] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Also where something in OUTPUT is lost by it.")
+    ] = False,
     json_file: Annotated[str | None, typer.Option("--json", help="Write the result; - is standard output.")] = None,
 ) -> None:
     """Put the files of one model, at every precision and for every backend, into one bundle, each weight once."""
@@ -38,7 +41,7 @@ def bundle(
         if json_file is not None:
             write_json(json_file, json.dumps({"path": str(output), "bytes": size}, indent=2, ensure_ascii=False))
         return
-    report = make_bundle(output, files, name=name)
+    report = make_bundle(output, files, name=name, overwrite=overwrite)
     members = report.bundle.members
     typer.echo(f"{report.path}: {report.bundle.name}, {report.bytes / 1e6:.1f} MB", err=json_file == "-")
     width = max(len(member.file) for member in members)
