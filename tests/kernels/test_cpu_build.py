@@ -41,16 +41,20 @@ def objects(request: pytest.FixtureRequest, missing, tool: ModuleType, tmp_path_
         missing(request.param, "no such compiler is on the path")
     folder = tmp_path_factory.mktemp("objects")
 
+    sources = sorted(SOURCES.glob("*.cpp"))
+    # not in the threads: two that parse Python at once can end in "AST constructor recursion depth mismatch" (3.11)
+    flags = {source: tool.flags_of(source) for source in sources}
+
     def build(source: Path) -> tuple[str, Path]:
         output = folder / f"{source.stem}.o"
         # -O1 inlines less than the package does, so it shows more of what could be shared by mistake
-        command = [request.param, *tool.flags_of(source), "-O1", "-Werror", "-c", str(source), "-o", str(output)]
+        command = [request.param, *flags[source], "-O1", "-Werror", "-c", str(source), "-o", str(output)]
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         return source.stem, output
 
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        return dict(pool.map(build, sorted(SOURCES.glob("*.cpp"))))
+        return dict(pool.map(build, sources))
 
 
 def symbols(*arguments: object) -> list[tuple[str, str]]:
