@@ -193,6 +193,22 @@ def parse_bundle(data: bytes, *, source: str) -> Bundle:
         raise ArtifactError(f"{source}: not a bundle record ({type(exc).__name__}: {exc})") from exc
 
 
+def bundle_at(path: Path) -> Bundle | None:
+    """The record of the bundle in a folder, or in a ``.zip``; None where there is none that can be read. Its files are
+    not looked at."""
+    try:
+        if path.is_dir():
+            data = (path / BUNDLE_FILE).read_bytes()
+        else:
+            with zipfile.ZipFile(path) as archive:
+                _, data = _record_of(archive, path)
+        return parse_bundle(data, source=str(path))
+    except (zipfile.BadZipFile, NotImplementedError, EOFError, zlib.error, RuntimeError, ValueError, OSError):
+        return None
+    except ArtifactError:
+        return None
+
+
 def unpack(path: Path) -> Path:
     """The folder to which a zipped bundle is unpacked, in the user's cache; once for each content of the zip.
 

@@ -38,6 +38,7 @@ MAX_PIXELS = 100_000_000
 
 _BYTES_PER_PIXEL = 8  # 16-bit RGBA, uncompressed: the most that an honest file takes
 _METADATA_BYTES = 1 << 24
+# a number of the header with a comment right behind it; possessive, so that no header takes more than linear time
 _PNM_GLUED = re.compile(rb"P\d(?:\s++|#[^\n]*+\n)*+(?:\d++(?:\s++|(?<=\s)#[^\n]*+\n)++){0,2}+\d++#")
 _PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
 _JPEG_END = b"\xff\xd9"

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ddsm_deploy.artifact import BUNDLE_SUFFIX, Artifact, differences, resolve
-from ddsm_deploy.bundlefile import BUNDLE_FILE, KINDS, Bundle, Member, describe, parse_bundle
+from ddsm_deploy.bundlefile import BUNDLE_FILE, KINDS, Bundle, Member, bundle_at, describe
 from ddsm_deploy.enginefile import read_record, record_path
 from ddsm_deploy.errors import ArtifactError, ConfigError, InputError
 from ddsm_deploy.files import replacing, writing
@@ -142,22 +142,14 @@ def _check_nothing_is_lost(output: Path, zipped: bool, parts: Sequence[_Part]) -
     Raises:
         InputError: it names what would be lost.
     """
-    if zipped and not output.exists():
-        return
-    try:
-        if zipped:
-            with zipfile.ZipFile(output) as archive, archive.open(BUNDLE_FILE) as file:
-                record = file.read()
-        else:
-            record = (output / BUNDLE_FILE).read_bytes()
-        members = parse_bundle(record, source=str(output)).members
-    except (OSError, KeyError, RuntimeError, zipfile.BadZipFile, ArtifactError):
-        made = {part.file for part in parts} | {WEIGHTS}
-        lost = [output.name] if zipped else sorted(name for name in made if (output / name).exists())
-        what = "which belongs to no bundle" if len(lost) == 1 else "which belong to no bundle"
-    else:
-        lost = [member.file for member in members if member.key not in {part.key for part in parts}]
+    there = bundle_at(output)
+    if there is not None:
+        lost = [member.file for member in there.members if member.key not in {part.key for part in parts}]
         what = f"of the bundle that is there; to keep it, name {output} among the files too"
+    else:
+        made = [output] if zipped else [output / name for name in (*(part.file for part in parts), WEIGHTS)]
+        lost = [path.name for path in made if path.exists()]
+        what = "which belongs to no bundle" if len(lost) == 1 else "which belong to no bundle"
     if lost:
         raise InputError(f"{output}: this would lose {', '.join(lost)}, {what}; overwrite it, or name another output")
 
@@ -251,21 +243,13 @@ def _fill(stage: Path, parts: Sequence[_Part], name: str) -> Bundle:
 
 def _move(stage: Path, bundle: Bundle, folder: Path) -> None:
     """Puts the files in place of those of the bundle that is there."""
-    stale = _listed(folder)
+    there = bundle_at(folder)
+    stale = set() if there is None else set(there.files)
     (folder / BUNDLE_FILE).unlink(missing_ok=True)  # a folder without it is no bundle
     for name in stale - bundle.files.keys():
         (folder / name).unlink(missing_ok=True)
     for name in (*bundle.files, BUNDLE_FILE):
         (stage / name).replace(folder / name)
-
-
-def _listed(folder: Path) -> set[str]:
-    """Names of the files of the bundle that is there; none where there is none, or a broken one."""
-    try:
-        bundle = parse_bundle((folder / BUNDLE_FILE).read_bytes(), source=BUNDLE_FILE)
-    except (OSError, ArtifactError):
-        return set()
-    return set(bundle.files)
 
 
 def _zip(stage: Path, bundle: Bundle) -> Path:

@@ -48,7 +48,10 @@ def segment(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Make anew what is there.")] = False,
     fit: Fit = "stretch",
     threads: Annotated[
-        int | None, typer.Option(min=1, help="Frames worked on side by side, with ray by each worker; one a core.")
+        int | None,
+        typer.Option(
+            min=1, help="Frames side by side (with ray: in each worker), one a core; of a live stream: cores."
+        ),
     ] = None,
     max_pixels: Annotated[int, typer.Option(min=1, help="Refuse larger images.")] = 100_000_000,
     json_file: Annotated[str | None, typer.Option("--json", help="Write a summary; - is standard output.")] = None,

@@ -38,7 +38,7 @@ class OpenVinoEngine(BaseEngine):
         core = ov.Core()
         wanted = options.precision or _own_precision(core, artifact.spec.precision)
         float_type = _float_type(core, artifact, wanted)
-        problem = "they do not take float16" if float_type == "fp16" else kernels.status().reason
+        problem = kernels.problem(float_type)
         self.sampling, self.sampling_note = graph_sampling(self.backend, artifact, options, problem=problem)
         if self.sampling == "fused" and options.threads != 1 and (problem := pool_problem()):
             self.sampling_note = f"on one thread of each inference ({problem})"

@@ -74,7 +74,7 @@ class TorchEngine(BaseEngine):
 
 def _sampling(precision: str, options: EngineOptions) -> str:
     """How torch samples, which the operator decides by itself: on the kernels where there are any for the type."""
-    problem = "they do not take float16" if precision == "fp16" else kernels.status().reason
+    problem = kernels.problem(precision)
     runs = "portable" if problem else "fused"
     if options.sampling not in (None, runs):
         raise BackendError(f"torch samples {runs} here, not {options.sampling}{f' ({problem})' if problem else ''}")

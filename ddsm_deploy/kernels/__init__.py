@@ -120,6 +120,15 @@ def status() -> KernelStatus:
     return KernelStatus(True, _FOLDER / "libddsm.so", tuple(library.ddsm_instruction_sets().decode().split()))
 
 
+def problem(float_type: str = "fp32") -> str:
+    """Why the kernels can't compute on tensors of a type here, with the cure; empty where they can.
+
+    Args:
+        float_type: ``fp32``, ``bf16`` or ``fp16``.
+    """
+    return "the fused kernels take no float16" if float_type == "fp16" else status().reason
+
+
 def library_path() -> Path:
     """The library, for runtimes that load it themselves.
 
