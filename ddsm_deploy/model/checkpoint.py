@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
+import copy
 import os
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import safetensors.torch
@@ -12,6 +15,7 @@ import torch
 from torch import nn
 
 from ddsm_deploy.errors import ArtifactError, InputError
+from ddsm_deploy.model.blocks import ConvNorm
 from ddsm_deploy.model.network import SegmentationNetwork, build_network
 from ddsm_deploy.spec import METADATA_KEY, ModelSpec
 
@@ -146,16 +150,45 @@ def absorb_norms(network: nn.Module, state: dict[str, torch.Tensor]) -> dict[str
 
 
 def _pairs(network: nn.Module) -> list[tuple[str, str]]:
-    """Names of (bias-free convolution, batch norm) that follow each other in order of registration and match in
-    width."""
-    pairs, previous = [], None
-    for name, module in network.named_modules():
-        if (
-            isinstance(module, nn.BatchNorm2d)
-            and previous is not None
-            and module.num_features == previous[1].out_channels
-        ):
-            pairs.append((previous[0], name))
-        if isinstance(module, nn.Conv2d | nn.BatchNorm2d):
-            previous = (name, module) if isinstance(module, nn.Conv2d) and module.bias is None else None
-    return pairs
+    """Names of (bias-free convolution, batch norm) where the norm, at inference, is all that reads the convolution.
+
+    Read off the graph that autograd records: in order of registration, a norm that belongs to the next convolution, or a
+    convolution with a residual beside the norm, look the same. `ConvNorm` is such a pair by itself, and is not always
+    called as one.
+    """
+    probe = copy.deepcopy(network).cpu().float().eval().requires_grad_()
+    with torch.enable_grad():
+        output = probe(torch.zeros(1, 3, 64, 64))
+    names = {parameter: name.rpartition(".")[0] for name, parameter in probe.named_parameters()}
+    readers: dict[Any, list[Any]] = {}
+    seen, found = {output.grad_fn}, [output.grad_fn]
+    while found:
+        node = found.pop()
+        for source, _ in node.next_functions:
+            readers.setdefault(source, []).append(node)
+            if source is not None and source not in seen:
+                seen.add(source)
+                found.append(source)
+
+    def module(node: Any, kind: type[nn.Module]) -> str | None:
+        """The module of that kind whose weight a node reads."""
+        for source, _ in node.next_functions:
+            name = names.get(getattr(source, "variable", None))
+            if name is not None and isinstance(probe.get_submodule(name), kind):
+                return name
+        return None
+
+    pairs = []
+    for node in seen:
+        conv = module(node, nn.Conv2d)
+        if conv is None or probe.get_submodule(conv).bias is not None or len(readers.get(node, [])) != 1:
+            continue
+        norm = module(readers[node][0], nn.BatchNorm2d)
+        if norm is not None:
+            pairs.append((conv, norm))
+    # one module may be called twice: then it has more than one node, and rescaling it for one would spoil the other
+    calls = collections.Counter(name for pair in pairs for name in pair)
+    used = collections.Counter(name for node in seen for name in {module(node, nn.Conv2d), module(node, nn.BatchNorm2d)})
+    once = {pair for pair in pairs if all(calls[name] == used[name] == 1 for name in pair)}
+    own = {(f"{name}.0", f"{name}.1") for name, module in network.named_modules() if isinstance(module, ConvNorm)}
+    return sorted(once | own)

@@ -68,6 +68,25 @@ def test_absorbed_norms_compute_the_same(network: torch.nn.Module, training: boo
     assert (outputs[0] - outputs[1]).abs().max() < allowed * outputs[0].std()
 
 
+@pytest.mark.parametrize("backbone", ["densenet121", "resnetv2_50", "regnety_002"])
+def test_norms_are_absorbed_by_what_feeds_them(backbone: str) -> None:
+    """densenet's norms come before convolutions, and resnetv2's have a residual beside them."""
+    torch.manual_seed(0)
+    network, other = (build_network(dataclasses.replace(CONFIG, backbone=backbone), 3).eval() for _ in range(2))
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 2)
+            torch.nn.init.normal_(module.weight, 0.5, 0.5)
+    state = absorb_norms(network, network.state_dict())
+    other.load_state_dict(state)
+    x = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        want, got = network(x), other(x)
+    assert (got - want).abs().max() < 1e-4 * want.std()
+    assert sum(not torch.equal(state[name], tensor) for name, tensor in network.state_dict().items()) > 100
+
+
 def test_another_architecture_is_refused(tmp_path: Path, network: torch.nn.Module) -> None:
     wider = NetworkConfig(backbone="resnet10t", channels=64, sample_channels=8)
     save_checkpoint(tmp_path / "a.safetensors", network, SPEC.replace(network=wider))
