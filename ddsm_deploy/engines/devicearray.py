@@ -90,13 +90,17 @@ def view(value: Any, *, name: str, stream: int, writable: bool = False) -> Devic
     Raises:
         InputError: it is no array on a GPU, not C-contiguous, or read-only and to be written.
     """
-    if hasattr(value, "__cuda_array_interface__"):
-        return _from_interface(value, name, writable)
+    interface = hasattr(value, "__cuda_array_interface__")
+    if interface:
+        described = _from_interface(value, name, writable)
+    # DLPack where there are both: PyTorch's interface is of version 2, which names no stream to wait for
     if hasattr(value, "__dlpack__") and hasattr(value, "__dlpack_device__"):
         kind = int(value.__dlpack_device__()[0])
         if kind not in _ON_GPU:
             raise InputError(f"{name!r} is a {type(value).__name__} in the memory of another device, not of a CUDA GPU")
         return from_capsule(value.__dlpack__(stream=stream), name=name)
+    if interface:
+        return described
     raise InputError(
         f"{name!r} is a {type(value).__name__}; expected an array on the GPU (__cuda_array_interface__ or __dlpack__)"
     )

@@ -152,9 +152,9 @@ def absorb_norms(network: nn.Module, state: dict[str, torch.Tensor]) -> dict[str
 def _pairs(network: nn.Module) -> list[tuple[str, str]]:
     """Names of (bias-free convolution, batch norm) where the norm, at inference, is all that reads the convolution.
 
-    Read off the graph that autograd records: in order of registration, a norm that belongs to the next convolution, or a
-    convolution with a residual beside the norm, look the same. `ConvNorm` is such a pair by itself, and is not always
-    called as one.
+    Read off the graph that autograd records: in order of registration, a norm that belongs to the next convolution, or
+    a convolution with a residual beside the norm, look the same. `ConvNorm` is such a pair by itself, and is not
+    always called as one.
     """
     probe = copy.deepcopy(network).cpu().float().eval().requires_grad_()
     with torch.enable_grad():
@@ -188,7 +188,9 @@ def _pairs(network: nn.Module) -> list[tuple[str, str]]:
             pairs.append((conv, norm))
     # one module may be called twice: then it has more than one node, and rescaling it for one would spoil the other
     calls = collections.Counter(name for pair in pairs for name in pair)
-    used = collections.Counter(name for node in seen for name in {module(node, nn.Conv2d), module(node, nn.BatchNorm2d)})
+    used = collections.Counter(
+        name for node in seen for name in {module(node, nn.Conv2d), module(node, nn.BatchNorm2d)}
+    )
     once = {pair for pair in pairs if all(calls[name] == used[name] == 1 for name in pair)}
     own = {(f"{name}.0", f"{name}.1") for name, module in network.named_modules() if isinstance(module, ConvNorm)}
     return sorted(once | own)

@@ -262,7 +262,7 @@ def _engine_parity(
         result = compare(
             Side(reference),
             Side(candidate, backend=record.target),
-            frames_for(source.spec, options.images),
+            frames_for(source.spec, options.images, next(iter(record.profiles.values()), None)),
             ParityBudget(changed=_most_changed(options, source)),
             progress=lambda share: report("running the engine", share),
         )

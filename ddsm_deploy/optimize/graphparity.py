@@ -7,7 +7,10 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from ddsm_deploy.artifact import Artifact
+from ddsm_deploy.enginefile import Profile
 from ddsm_deploy.engines import FILE_KINDS, EngineOptions, open_engine, usable_backends
 from ddsm_deploy.errors import BackendError, ConfigError
 from ddsm_deploy.export.verify import Array, find_images, load_images, synthetic_images
@@ -49,16 +52,28 @@ class Side:
         )
 
 
-def frames_for(spec: ModelSpec, images: Sequence[Path]) -> list[tuple[str, Array]]:
+def frames_for(spec: ModelSpec, images: Sequence[Path], profile: Profile | None = None) -> list[tuple[str, Array]]:
     """Names and frames to compare on, uint8 1×H×W×3 at the spec's size; synthetic ones where no images are given.
+
+    With a profile they have a shape that it admits: its best size where the spec's lies outside, and where its batch
+    begins above 1, each frame as many times.
 
     Raises:
         InputError: a file or folder is missing, or holds no image.
     """
+    times = 1
+    if profile is not None:
+        times, *least = profile.min[:3]
+        own = (spec.height, spec.width)
+        if not all(low <= side <= high for low, side, high in zip(least, own, profile.max[1:3], strict=True)):
+            spec = spec.replace(height=profile.opt[1], width=profile.opt[2])
     paths = find_images(images)
     if paths:
-        return list(zip([path.name for path in paths], load_images(paths, spec), strict=True))
-    return [(f"synthetic {i}", frame) for i, frame in enumerate(synthetic_images(spec.height, spec.width), 1)]
+        found = zip([path.name for path in paths], load_images(paths, spec), strict=True)
+    else:
+        frames = synthetic_images(spec.height, spec.width)
+        found = zip((f"synthetic {number}" for number in range(1, len(frames) + 1)), frames, strict=True)
+    return [(name, np.repeat(frame, times, axis=0)) for name, frame in found]
 
 
 def compare(

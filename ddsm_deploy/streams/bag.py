@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ddsm_deploy.errors import BackendMissing, ConfigError, InputError
+from ddsm_deploy.images import MAX_PIXELS
 from ddsm_deploy.streams.encodings import from_compressed_message, from_image_message
 from ddsm_deploy.streams.frames import BaseSource, Frame
 
@@ -31,6 +32,7 @@ class BagSource(BaseSource):
     Args:
         path: a bag's folder, or its file.
         topic: of sensor_msgs Image or CompressedImage; None takes the only one there is.
+        max_pixels: refuse larger frames.
 
     Raises:
         InputError: not a recording, or damaged.
@@ -38,8 +40,9 @@ class BagSource(BaseSource):
         BackendMissing: ``rosbags`` is not installed.
     """
 
-    def __init__(self, path: str | Path, *, topic: str | None = None) -> None:
+    def __init__(self, path: str | Path, *, topic: str | None = None, max_pixels: int = MAX_PIXELS) -> None:
         super().__init__()
+        self._max_pixels = max_pixels
         try:
             from rosbags.highlevel import AnyReader
             from rosbags.typesys import Stores, get_typestore
@@ -110,7 +113,7 @@ class BagSource(BaseSource):
         )
         read = from_image_message if connection.msgtype == IMAGE else from_compressed_message
         try:
-            return dataclasses.replace(frame, image=read(message), error="")
+            return dataclasses.replace(frame, image=read(message, max_pixels=self._max_pixels), error="")
         except InputError as exc:
             return dataclasses.replace(frame, error=str(exc))
 

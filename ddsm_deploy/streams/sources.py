@@ -64,9 +64,9 @@ def open_source(
     """Opens what a word stands for.
 
     Args:
-        text: a number (camera), a URL (``rtsp://``, ``http://``, ``udp://`` …), a GStreamer pipeline (with ``!``), a
-            recording (``.bag``, ``.mcap``, ``.db3``, or a folder with a ``metadata.yaml``), a video file, or else
-            images: a folder, a glob, a file.
+        text: a number (camera), a URL (``rtsp://``, ``http://``, ``udp://`` …) of a live stream or of a video file, a
+            GStreamer pipeline (with ``!``), a recording (``.bag``, ``.mcap``, ``.db3``, or a folder with a
+            ``metadata.yaml``), a video file, or else images: a folder, a glob, a file.
         topic: of a recording.
         report: called with a line when a network stream is lost or back.
         max_pixels: refuse larger frames.
@@ -79,13 +79,13 @@ def open_source(
     path = Path(text)
     if not path.exists():
         if text.isdecimal():
-            return video.CameraSource(int(text))
+            return video.CameraSource(int(text), max_pixels=max_pixels)
         if "://" in text:
-            return video.NetworkSource(text, report=report)
+            return video.at_address(text, report=report, max_pixels=max_pixels)
         if _is_pipeline(text):
-            return video.CameraSource(text)
+            return video.CameraSource(text, max_pixels=max_pixels)
     if bag.is_bag(path):
-        return bag.BagSource(path, topic=topic)
+        return bag.BagSource(path, topic=topic, max_pixels=max_pixels)
     if topic is not None:
         raise ConfigError(f"{text}: a topic is for recordings, and this is none")
     if path.suffix.lower() in video.SUFFIXES:

@@ -31,7 +31,7 @@ FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0
 
 
 class VideoSource(BaseSource):
-    """A video file.
+    """A video file, here or at an address.
 
     Stamps are presentation times, nanoseconds from the first frame on. Rotation that the file asks for is applied. A
     frame that can't be decoded is reported where it is missed, and decoding goes on with the next packet.
@@ -46,9 +46,11 @@ class VideoSource(BaseSource):
         self._av = _pyav()
         self._max_pixels = max_pixels
         self.name = str(path)
-        self.path = Path(path)
+        remote = "://" in self.name
+        self.path = None if remote else Path(path)
+        timeout = (OPEN_SECONDS, READ_SECONDS) if remote else None
         try:
-            self._container = self._av.open(self.name, metadata_errors="replace")
+            self._container = self._av.open(self.name, metadata_errors="replace", timeout=timeout)
         except (self._av.FFmpegError, OSError, ValueError) as exc:
             raise InputError(f"{path}: can't be read as a video ({_line(exc)})") from exc
         if not self._container.streams.video:
@@ -95,11 +97,23 @@ class VideoSource(BaseSource):
                 yield f"{self.name}: a damaged frame" if picture.is_corrupt else picture
 
     def _frame(self, index: int, stamp: int, picture: Any) -> Frame:
-        name = f"{index:08d}"
-        if picture.width * picture.height > self._max_pixels:
-            error = f"a frame of {picture.width}x{picture.height} pixels; expected at most {self._max_pixels}"
-            return Frame(index=index, stamp=stamp, name=name, error=error)
-        return Frame(index=index, stamp=stamp, name=name, image=upright(picture))
+        return _frame(index, stamp, f"{index:08d}", picture, self._max_pixels)
+
+
+def at_address(
+    url: str, *, report: Callable[[str], None] | None = None, max_pixels: int = MAX_PIXELS
+) -> NetworkSource | VideoSource:
+    """What is at an address: a live stream, or over HTTP a video file, which is read once and waits for its reader.
+
+    Args: as of `NetworkSource`.
+
+    Raises: as `NetworkSource`.
+    """
+    stream = NetworkSource(url, report=report, max_pixels=max_pixels)
+    if not (url.startswith(("http://", "https://")) and stream.ends):
+        return stream
+    stream.close()
+    return VideoSource(url, max_pixels=max_pixels)
 
 
 class NetworkSource(BaseSource):
@@ -112,6 +126,7 @@ class NetworkSource(BaseSource):
         url: the stream.
         report: called with a line whenever the connection is lost or back.
         attempts: failures in a row after which it gives up; None never does.
+        max_pixels: refuse larger frames.
 
     Raises:
         InputError: it can't be opened at first: an address that never worked is not one to wait for.
@@ -120,8 +135,16 @@ class NetworkSource(BaseSource):
 
     live = True
 
-    def __init__(self, url: str, *, report: Callable[[str], None] | None = None, attempts: int | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        report: Callable[[str], None] | None = None,
+        attempts: int | None = None,
+        max_pixels: int = MAX_PIXELS,
+    ) -> None:
         super().__init__()
+        self._max_pixels = max_pixels
         self._av = _pyav()
         self.name = url
         self._report = report or (lambda _: None)
@@ -133,6 +156,12 @@ class NetworkSource(BaseSource):
             raise InputError(f"{url}: can't be opened ({_line(exc)})") from exc
         stream = self._container.streams.video[0]
         self.rate = float(stream.average_rate) if stream.average_rate else None
+
+    @property
+    def ends(self) -> bool:
+        """Whether it has a length: of a live stream neither seconds nor bytes are known, but its playlist has bytes."""
+        container = self._container
+        return container.duration is not None or ("hls" not in container.format.name and container.size > 0)
 
     def _open(self) -> Any:
         options = {"rtsp_transport": "tcp"} if self.name.startswith("rtsp") else {}
@@ -153,7 +182,7 @@ class NetworkSource(BaseSource):
                 for picture in self._container.decode(video=0):
                     failures = 0
                     stamp = time.time_ns()
-                    yield Frame(index=index, stamp=stamp, name=str(stamp), image=upright(picture))
+                    yield _frame(index, stamp, str(stamp), picture, self._max_pixels)
                     index += 1
             except (self._av.FFmpegError, OSError, ValueError) as exc:
                 why = _line(exc)
@@ -194,8 +223,9 @@ class CameraSource(BaseSource):
 
     live = True
 
-    def __init__(self, which: int | str) -> None:
+    def __init__(self, which: int | str, *, max_pixels: int = MAX_PIXELS) -> None:
         super().__init__()
+        self._max_pixels = max_pixels
         self.name = f"camera {which}" if isinstance(which, int) else which
         if isinstance(which, str) and "GStreamer:                   YES" not in cv2.getBuildInformation():
             raise InputError(
@@ -219,7 +249,11 @@ class CameraSource(BaseSource):
             stamp = time.time_ns()
             if not taken:
                 raise InputError(f"{self.name}: gives no frames any more")
-            yield Frame(index=index, stamp=stamp, name=str(stamp), image=np.asarray(image, dtype=np.uint8))
+            height, width = image.shape[:2]
+            if error := _too_large(width, height, self._max_pixels):
+                yield Frame(index=index, stamp=stamp, name=str(stamp), error=error)
+            else:
+                yield Frame(index=index, stamp=stamp, name=str(stamp), image=np.asarray(image, dtype=np.uint8))
             index += 1
 
     def _release(self) -> None:
@@ -231,6 +265,19 @@ def upright(picture: Any) -> Image:
     image: Image = picture.to_ndarray(format="bgr24")
     turns = round(getattr(picture, "rotation", 0) / 90) % 4  # degrees, counter-clockwise
     return np.ascontiguousarray(np.rot90(image, turns)) if turns else image
+
+
+def _frame(index: int, stamp: int, name: str, picture: Any, max_pixels: int) -> Frame:
+    if error := _too_large(picture.width, picture.height, max_pixels):
+        return Frame(index=index, stamp=stamp, name=name, error=error)
+    return Frame(index=index, stamp=stamp, name=name, image=upright(picture))
+
+
+def _too_large(width: int, height: int, max_pixels: int) -> str:
+    """What is wrong with a frame of this size; empty where nothing is."""
+    if width * height <= max_pixels:
+        return ""
+    return f"a frame of {width}x{height} pixels; expected at most {max_pixels}"
 
 
 def _nanoseconds(picture: Any) -> int:

@@ -67,6 +67,27 @@ def test_dlpack_capsules_are_read_right(dtype: type) -> None:
     assert from_capsule(part.__dlpack__(), name="x").address == part.ctypes.data
 
 
+def test_work_under_way_is_waited_for() -> None:
+    """PyTorch's interface names no stream, so its DLPack is asked: given the stream, it makes that wait."""
+    from ddsm_deploy.engines.devicearray import view
+
+    class OfTorch(OnGpu):
+        asked: int | None = None
+
+        def __dlpack_device__(self) -> tuple[int, int]:
+            return 2, 0
+
+        def __dlpack__(self, *, stream: int) -> Any:
+            self.asked = stream
+            return np.zeros((1, 4, 6), np.uint8).__dlpack__()
+
+    array = OfTorch(version=2)
+    assert view(array, name="mask", stream=7).owner is not array
+    assert array.asked == 7
+    with pytest.raises(InputError, match="read-only"):
+        view(OfTorch(data=(4096, True)), name="mask", stream=7, writable=True)
+
+
 def test_dlpack_that_is_refused() -> None:
     from ddsm_deploy.engines.devicearray import from_capsule, view
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import http.server
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import cv2
@@ -198,16 +199,32 @@ class Camera(http.server.BaseHTTPRequestHandler):
         pass
 
 
+class Files(http.server.SimpleHTTPRequestHandler):
+    """A folder."""
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@contextlib.contextmanager
+def serving(handler: Callable[..., http.server.BaseHTTPRequestHandler]) -> Iterator[str]:
+    """The address of a server of it."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
 @pytest.fixture
 def camera() -> Iterator[tuple[str, list[int]]]:
     served: list[int] = []
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Camera, served))
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}/stream.mjpg", served
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with serving(functools.partial(Camera, served)) as address:
+        yield f"{address}/stream.mjpg", served
 
 
 def test_a_network_stream_that_is_lost_comes_back(camera: tuple[str, list[int]]) -> None:
@@ -225,6 +242,31 @@ def test_a_network_stream_that_is_lost_comes_back(camera: tuple[str, list[int]])
     source.close()
     assert indices == list(range(len(indices)))
     assert any("lost" in line for line in said) and any("back" in line for line in said)
+
+
+@pytest.mark.parametrize("name", ["a.mkv", "a.mp4"])
+def test_a_video_file_at_an_address_is_read_once(name: str, tmp_path: Path) -> None:
+    write_video(tmp_path / name, [picture(i) for i in range(5)])
+    handler = functools.partial(Files, directory=str(tmp_path))
+    with serving(handler) as address:
+        source = open_source(f"{address}/{name}")
+        assert not source.live
+        frames = read(source)
+    want = read(open_source(str(tmp_path / name)))
+    assert [(frame.index, frame.stamp) for frame in frames] == [(frame.index, frame.stamp) for frame in want]
+    assert all(a.image is not None and same(b, a.image) for a, b in zip(frames, want, strict=True))
+
+
+def test_frames_that_are_too_large(camera: tuple[str, list[int]], tmp_path: Path) -> None:
+    """Of a recording and a network stream as of a video; a camera has no test, for there is none here."""
+    write_bag(tmp_path / "raw", [(0, picture(0))])
+    write_bag(tmp_path / "png", [(0, picture(0))], compressed="png")
+    write_video(tmp_path / "a.mkv", [picture(0)])
+    for source in (str(tmp_path / "raw"), str(tmp_path / "png"), str(tmp_path / "a.mkv"), camera[0]):
+        opened = open_source(source, max_pixels=100)
+        frame = next(opened.frames())
+        opened.close()
+        assert frame.image is None and "pixels" in frame.error and "100" in frame.error, source
 
 
 def test_an_address_that_never_worked() -> None:
