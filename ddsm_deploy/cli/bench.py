@@ -167,6 +167,8 @@ def _bench_in_turns(model: str | None, options: BenchOptions, json_file: str | N
         write_json(json_file, result.to_json())
     if all(row.error for row in result.rows):
         raise BackendError("no backend could run this model; the reasons are above")
+    if missing := result.not_run():
+        raise BackendError(f"asked for, and not run: {', '.join(missing)}; the reasons are above")
 
 
 def _show(result: BenchResult, console: Console) -> None:

@@ -77,6 +77,8 @@ class EngineOptions:
         ):
             if value is not None and value not in allowed:
                 raise ConfigError(f"{name} is {value!r}; expected one of {', '.join(allowed)}")
+        if self.outputs is not None and not self.outputs:
+            raise ConfigError("outputs is empty; expected names of outputs, or None for all")
         for name, number in (("threads", self.threads), ("streams", self.streams)):
             if number is not None and (isinstance(number, bool) or not isinstance(number, int) or number < 1):
                 raise ConfigError(f"{name} is {number!r}; expected an integer of at least 1")

@@ -86,6 +86,8 @@ class OpenVinoEngine(BaseEngine):
             raise BackendError(f"openvino failed: {_last_line(exc)}") from exc
         finally:
             self._requests.put(taken)
+            if self._closed:  # while we ran: nobody else gives this request's memory back
+                self._release()
 
     def _release(self) -> None:
         with contextlib.suppress(queue.Empty):

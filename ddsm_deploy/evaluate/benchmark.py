@@ -167,6 +167,17 @@ class BenchResult:
     machine: dict[str, Any]
     rows: tuple[Row, ...]
 
+    def not_run(self) -> tuple[str, ...]:
+        """Backends, precisions and ways of sampling that were asked for by name and of which no row has figures."""
+        ran = [(row.backend, row.precision, row.sampling) for row in self.rows if not row.error]
+        asked = (self.options.backends, self.options.precisions, self.options.samplings)
+        return tuple(
+            name
+            for place, names in enumerate(asked)
+            for name in dict.fromkeys(names)
+            if all(row[place] != name for row in ran)
+        )
+
     def to_json(self) -> str:
         """The result as JSON text: ``machine``, ``method`` and ``rows``, times in milliseconds."""
         method = {

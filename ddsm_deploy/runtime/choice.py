@@ -112,6 +112,14 @@ def choose(
     if kept is not None:
         with contextlib.suppress(DdsmError):  # what ran then no longer does: measured anew
             return open_decided(artifact, kept, options)
+        if (
+            options.outputs is not None
+        ):  # or it lacks an output: that is a question of its own, and its answer kept apart
+            facts = {**facts, "outputs": sorted(options.outputs)}
+            kept = recall(facts)
+            if kept is not None:
+                with contextlib.suppress(DdsmError):
+                    return open_decided(artifact, kept, options)
     with open_candidates(artifact, options) as candidates:
         if not candidates.found:
             return _open_torch(artifact, options, candidates.others)

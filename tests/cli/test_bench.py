@@ -22,7 +22,8 @@ def test_table_and_json(colour_onnx: Path, tmp_path: Path) -> None:
     report = tmp_path / "report.json"
     quick = ("--runs", "3", "--warm-up", "1", "--threads", "1", "--json", report)
     done = ddsm_bench(colour_onnx, "--backend", "onnxruntime", "--precision", "fp32", "--precision", "int8", *quick)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == "ddsm: asked for, and not run: int8; the reasons are above"
     fields = json.loads(report.read_text(encoding="utf-8"))
     assert fields["machine"]["cores_usable"] >= 1
     good, bad = fields["rows"]
@@ -33,6 +34,17 @@ def test_table_and_json(colour_onnx: Path, tmp_path: Path) -> None:
     assert f"onnxruntime int8: {bad['error']}" in done.stdout.splitlines()
     assert f"{good['p50_ms']:.1f}" in done.stdout
     assert f"{good['peak_mb']:.0f}" in done.stdout
+
+
+def test_what_was_not_named_may_be_missing(colour_onnx: Path) -> None:
+    done = ddsm_bench(colour_onnx, "--backend", "onnxruntime", "--runs", "1", "--warm-up", "0")
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_named_backend_that_is_not_run(colour_onnx: Path) -> None:
+    done = ddsm_bench(colour_onnx, "--backend", "onnxruntime", "--backend", "torch", "--runs", "1", "--warm-up", "0")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == "ddsm: asked for, and not run: torch; the reasons are above"
 
 
 def test_nothing_that_can_run(colour_onnx: Path) -> None:

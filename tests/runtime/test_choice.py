@@ -21,7 +21,7 @@ from ddsm_deploy.onnxweights import model_sha256
 from ddsm_deploy.packing import make_bundle
 from ddsm_deploy.runtime.candidates import Candidate
 from ddsm_deploy.runtime.choice import pick
-from ddsm_deploy.runtime.decisions import CHOSEN, PASSED_OVER, Decision, Trial, facts_of, keep, place_of
+from ddsm_deploy.runtime.decisions import CHOSEN, PASSED_OVER, Decision, Trial, facts_of, keep, place_of, recall
 from ddsm_deploy.runtime.pipeline import identity_of, open_for_batch
 from ddsm_deploy.runtime.segmenter import Segmenter
 from ddsm_deploy.spec import METADATA_KEY
@@ -224,6 +224,19 @@ def test_a_kept_decision_that_no_longer_opens_is_measured_anew(tmp_path: Path) -
     decided(model, Trial(backend="onnxruntime", precision="fp32", options={"streams": 2}, ms=1.0))
     with Segmenter.open(model) as segmenter:
         assert "measured now" in segmenter.choice
+
+
+def test_outputs_that_a_kept_decision_lacks_do_not_replace_it(tmp_path: Path) -> None:
+    model = write_colour_model(tmp_path / "model.onnx")
+    kept = decided(
+        model, Trial(backend="onnxruntime", precision="fp32", options={"streams": 2}, ms=1.0)
+    )  # not openable
+    wanted = EngineOptions(outputs=("mask",))
+    with Segmenter.open(model, options=wanted) as segmenter:
+        assert "measured now" in segmenter.choice
+    with Segmenter.open(model, options=wanted) as segmenter:
+        assert "measured earlier" in segmenter.choice
+    assert recall(kept.facts) == kept
 
 
 def test_a_batch_runs_what_was_tuned_for_throughput(tiny_bundle: Path) -> None:
