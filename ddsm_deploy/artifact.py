@@ -94,6 +94,10 @@ class Artifact:
         own = [kind for kind in KINDS if kind in self.files]
         return (*(Artifact(self.name, self.spec, {kind: self.files[kind]}) for kind in own), *self.variants)
 
+    def paths(self) -> tuple[Path, ...]:
+        """Of every part."""
+        return tuple(path for part in self.parts() for path in part.files.values())
+
     def contents(self) -> str:
         """What there is, in words: ``onnx fp32, onnx int8 for openvino``."""
         return ", ".join(describe(next(iter(p.files)), p.spec.precision, p.target) for p in self.parts())

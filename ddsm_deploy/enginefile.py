@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -270,15 +270,16 @@ def rebuild_line(record: EngineRecord, path: Path, **changes: str) -> str:
 
 
 @contextlib.contextmanager
-def writing_engine(output: Path) -> Iterator[tuple[Path, Path]]:
+def writing_engine(output: Path, *, sources: Iterable[Path] = ()) -> Iterator[tuple[Path, Path]]:
     """Temporary files for an engine and its record, renamed to `output` and its `record_path` if the block ends well.
 
     That both can be written is tried out at once, for a build may take an hour.
 
     Raises:
-        InputError: one can't be written.
+        InputError: one can't be written, or is one of the `sources` that it is made from.
     """
-    with replacing(record_path(output)) as record, replacing(output) as engine:  # renamed in the opposite order
+    # renamed in the opposite order
+    with replacing(record_path(output)) as record, replacing(output, sources=sources) as engine:
         yield engine, record
         with writing(record_path(output)):  # an old one must not lie beside the new engine, be it for a moment
             record_path(output).unlink(missing_ok=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -11,17 +11,20 @@ from ddsm_deploy.errors import InputError
 
 
 @contextmanager
-def replacing(output: Path) -> Iterator[Path]:
+def replacing(output: Path, *, sources: Iterable[Path] = ()) -> Iterator[Path]:
     """A temporary file beside `output`, tried out for writing at once and renamed to it if the block ends well.
 
     Raises:
-        InputError: `output` is a folder, a device or a pipe, or can't be written.
+        InputError: `output` is a folder, a device or a pipe, one of the `sources` that it is made from, or can't be
+            written.
     """
     temporary = output.with_name(f".{output.name}.{os.getpid()}.part")
     if output.is_dir():
         raise InputError(f"{output}: is a folder; expected the name of a file such as model.onnx")
     if output.exists() and not output.is_file():  # a plain file would take the place of /dev/null
         raise InputError(f"{output}: is a device or a pipe; expected the name of a file")
+    if output.exists() and any(source.exists() and source.samefile(output) for source in sources):
+        raise InputError(f"{output}: belongs to the model that is read; expected the name of another file")
     try:
         with writing(output):
             output.parent.mkdir(parents=True, exist_ok=True)

@@ -142,7 +142,7 @@ def export_onnx(checkpoint: str | Path, output: str | Path, options: ExportOptio
     spec = _spec(source, checkpoint, options)
     module = DeployModule(network, spec, outputs=options.outputs).eval()
 
-    with replacing(output) as temporary:
+    with replacing(output, sources=[checkpoint]) as temporary:
         size = (spec.height, spec.width)
         model = trace(module, size, dynamic=options.dynamic, sampling=options.sampling, outputs=options.outputs)
         half_share = _halved(model, checkpoint) if options.weights == "fp16" else 0.0

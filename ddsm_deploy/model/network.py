@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import re
 
 import timm
@@ -70,7 +71,8 @@ def build_network(config: NetworkConfig, classes: int) -> SegmentationNetwork:
         classes: how many classes the head tells apart.
 
     Raises:
-        ConfigError: timm does not know the backbone, or it has no features at strides 4, 8, 16 and 32 (and 2).
+        ConfigError: timm does not know the backbone, it has no features at strides 4, 8, 16 and 32 (and 2), or lays them
+            out in another order than NCHW.
     """
     strides = (2, *STRIDES) if config.detail else STRIDES
     backbone = _backbone(config.backbone, strides)
@@ -109,6 +111,11 @@ def _backbone(name: str, strides: tuple[int, ...]) -> nn.Module:
         raise ConfigError(
             f"backbone {name!r} has features at strides {found}; expected {', '.join(some)} and {last} among them"
         )
+    layout = str(getattr(backbone, "output_fmt", "") or "NCHW").rpartition(".")[2]
+    if layout != "NCHW":
+        raise ConfigError(
+            f"backbone {name!r} gives features laid out {layout}; expected NCHW, as of a convolutional one"
+        )
     if len(found) > len(strides):
         wanted = [found.index(stride) for stride in strides]
         backbone = timm.create_model(name, features_only=True, pretrained=False, out_indices=wanted)
@@ -128,16 +135,18 @@ def load_imagenet(backbone: nn.Module, name: str) -> tuple[tuple[float, ...], tu
         # weights_only: torch's restricted reader, which makes tensors and calls nothing
         _copy_in_order(backbone, torch.load(path, weights_only=True, map_location="cpu"))
         return (127.0, 127.0, 127.0), (128.0, 128.0, 128.0)
+    # of the classifier's tensors, which a feature extractor lacks, it warns
+    logging.getLogger("timm.models._builder").setLevel(logging.ERROR)
     try:
-        whole = timm.create_model(name, pretrained=True)
+        # not the whole model: the tensors of some have other names in an extractor
+        wanted = backbone.feature_info.out_indices
+        source = timm.create_model(name, pretrained=True, features_only=True, out_indices=wanted)
     except Exception as exc:  # timm's hub client raises whatever its transport does
         raise ConfigError(
             f"no ImageNet weights for {name!r} ({exc}); train with --no-pretrained, or go online"
         ) from exc
-    missing = backbone.load_state_dict(whole.state_dict(), strict=False).missing_keys
-    if missing:
-        raise ConfigError(f"timm's weights for {name!r} lack {len(missing)} tensors of its feature extractor")
-    cfg = whole.pretrained_cfg
+    backbone.load_state_dict(source.state_dict())
+    cfg = source.pretrained_cfg
     return tuple(255.0 * m for m in cfg["mean"]), tuple(255.0 * s for s in cfg["std"])
 
 

@@ -112,7 +112,8 @@ def build_engine(
     target = guard.Target(target=options.target, version=version, compute_capabilities=options.compute_capabilities)
     notes = guard.check_graph(source.graph, target)
     profiles = check_profile(source.graph, source.spec, options)
-    with writing_engine(output) as (engine, record_file), tempfile.TemporaryDirectory() as folder:
+    files = writing_engine(output, sources=artifact.paths())
+    with files as (engine, record_file), tempfile.TemporaryDirectory() as folder:
         onnx = Path(folder) / "graph.onnx"
         save_graph(source.graph, onnx, source.spec)
         parity = _graph_parity(source, onnx, options, output, report)

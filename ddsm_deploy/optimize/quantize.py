@@ -200,7 +200,7 @@ def quantize(
     every = layers(graph)
     fingerprint = calibration.fingerprint()
     with (
-        replacing(output) as temporary,
+        replacing(output, sources=artifact.paths()) as temporary,
         Segmenter.open(float_artifact, backend=JUDGES[options.target], threads=options.threads) as segmenter,
     ):
         searcher = Searcher(

@@ -12,7 +12,7 @@ import pytest
 from ddsm_deploy.artifact import resolve
 from ddsm_deploy.engines import EngineOptions, open_engine
 from ddsm_deploy.errors import ArtifactError, InputError
-from ddsm_deploy.export import ExportOptions, write_bundle
+from ddsm_deploy.export import ExportOptions, export_onnx, write_bundle
 from ddsm_deploy.files import replacing
 from ddsm_deploy.onnxfile import external_files
 
@@ -70,6 +70,16 @@ def test_the_report_names_a_file_that_is_there(checkpoint: Callable[..., Path], 
     report = write_bundle(checkpoint("add"), tmp_path / "b", name="b", options=ExportOptions(precision="fp16"))
     assert report.path == tmp_path / "b" / "model.fp16.onnx"
     assert report.path.is_file()
+
+
+def test_the_checkpoint_is_not_written_over(checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    source, link = tmp_path / "a.safetensors", tmp_path / "b.onnx"
+    source.write_bytes(checkpoint("add").read_bytes())
+    link.hardlink_to(source)
+    for output in (source, link):
+        with pytest.raises(InputError, match="belongs to the model that is read"):
+            export_onnx(source, output)
+    assert source.read_bytes() == checkpoint("add").read_bytes()
 
 
 def test_a_pipe_or_device_stays_one(tmp_path: Path) -> None:

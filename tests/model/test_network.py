@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
+import huggingface_hub
 import pytest
+import safetensors.torch
+import timm
 import torch
 import torch.nn.functional as F
 
 from ddsm_deploy.errors import ConfigError
 from ddsm_deploy.model.blocks import ChannelBranch, Fusion, SpatialBranch, area_pool, regular_grid
-from ddsm_deploy.model.network import build_network
+from ddsm_deploy.model.network import build_network, load_imagenet
 from ddsm_deploy.model.operator import reference
 from ddsm_deploy.model.variants import VARIANTS
 from ddsm_deploy.spec import NetworkConfig
@@ -141,6 +145,32 @@ def test_unknown_and_unfit_backbones() -> None:
         build_network(NetworkConfig(backbone="no_such_net"), 3)
     with pytest.raises(ConfigError, match="strides"):
         build_network(NetworkConfig(backbone="vit_tiny_patch16_224"), 3)
+    with pytest.raises(ConfigError, match="laid out NHWC"):
+        build_network(NetworkConfig(backbone="swin_tiny_patch4_window7_224"), 3)
     build_network(NetworkConfig(backbone="convnext_atto", channels=16), 3)
     with pytest.raises(ConfigError, match="expected 2, 4, 8, 16 and 32 among them"):
         build_network(NetworkConfig(backbone="convnext_atto", channels=16, detail=8), 3)
+
+
+@pytest.mark.parametrize("backbone", ["convnext_atto", "resnet10t", "test_efficientnet"])
+def test_weights_of_the_hub_reach_the_backbone(
+    backbone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """From the hub's cache, offline; convnext's tensors have other names in a feature extractor."""
+    source = timm.create_model(backbone, pretrained=False).eval()
+    name = source.pretrained_cfg["hf_hub_id"].replace("/", "--")
+    snapshot, refs = tmp_path / f"models--{name}" / "snapshots" / "0", tmp_path / f"models--{name}" / "refs"
+    snapshot.mkdir(parents=True)
+    refs.mkdir()
+    (refs / "main").write_text("0")
+    safetensors.torch.save_file(source.state_dict(), snapshot / "model.safetensors")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    network = build_network(NetworkConfig(backbone=backbone, channels=16), 3).eval()
+    x = torch.randn(1, 3, 64, 64)
+    want = source.forward_intermediates(x, intermediates_only=True)[-1]
+    assert not torch.allclose(network.backbone(x)[-1], want)
+    mean, _ = load_imagenet(network.backbone, backbone)
+    torch.testing.assert_close(network.backbone(x)[-1], want)
+    assert mean == pytest.approx((123.675, 116.28, 103.53))
+    assert "nexpected" not in capfd.readouterr().err

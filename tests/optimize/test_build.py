@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from colour_graph import write_colour_model
 from onnx import numpy_helper
 
 from ddsm_deploy.artifact import Artifact, resolve
@@ -294,6 +295,15 @@ def test_too_little_workspace_is_told(graph, tmp_path: Path) -> None:
     )
     with pytest.raises(BackendError, match="give it more with --workspace, or narrow the profile"):
         build_engine(graph("batch,size", "fp16"), tmp_path / "x.engine", options)
+
+
+def test_the_graph_is_not_written_over(need, tmp_path: Path) -> None:
+    need("tensorrt_rtx")
+    source = write_colour_model(tmp_path / "m.onnx")
+    before = source.read_bytes()
+    with pytest.raises(InputError, match="belongs to the model that is read"):
+        build_engine(source, source, BuildOptions(target="tensorrt-rtx", verify=False))
+    assert source.read_bytes() == before
 
 
 def test_a_profile_is_asked_for_and_checked(graph, tmp_path: Path) -> None:

@@ -199,6 +199,11 @@ def test_inputs_that_do_not_fit(
         quantize(report.path, tmp_path / "x.onnx", frames, options)
     with pytest.raises(ArtifactError, match="ddsm export"):
         quantize(tiny_checkpoint, tmp_path / "x.onnx", frames, options)
+    source = resolve(outlier).file("onnx")
+    before = source.read_bytes()
+    with pytest.raises(InputError, match="belongs to the model that is read"):
+        quantize(outlier, source, frames, options)
+    assert source.read_bytes() == before
     with pytest.raises(InputError, match="expected at least 2"):
         quantize(outlier, tmp_path / "x.onnx", frames.spread(1), options)
 
