@@ -71,8 +71,8 @@ def build_network(config: NetworkConfig, classes: int) -> SegmentationNetwork:
         classes: how many classes the head tells apart.
 
     Raises:
-        ConfigError: timm does not know the backbone, it has no features at strides 4, 8, 16 and 32 (and 2), or lays them
-            out in another order than NCHW.
+        ConfigError: timm does not know the backbone, it has no features at strides 4, 8, 16 and 32 (and 2), or they are
+            not laid out as NCHW.
     """
     strides = (2, *STRIDES) if config.detail else STRIDES
     backbone = _backbone(config.backbone, strides)
@@ -113,9 +113,7 @@ def _backbone(name: str, strides: tuple[int, ...]) -> nn.Module:
         )
     layout = str(getattr(backbone, "output_fmt", "") or "NCHW").rpartition(".")[2]
     if layout != "NCHW":
-        raise ConfigError(
-            f"backbone {name!r} gives features laid out {layout}; expected NCHW, as of a convolutional one"
-        )
+        raise ConfigError(f"backbone {name!r} gives features laid out {layout}; expected NCHW")
     if len(found) > len(strides):
         wanted = [found.index(stride) for stride in strides]
         backbone = timm.create_model(name, features_only=True, pretrained=False, out_indices=wanted)
