@@ -1,7 +1,7 @@
 """What each part of DDSM brings: the same training, part by part, with several seeds.
 
     python benchmarks/ablation.py --data CAMVID -o RUNS [--epochs 10] [--seeds 0 1 2] [--only plain …] [--parallel 1]
-        [--enlarge 1.5 --crop 240 320 --scale 0.7 1.7]
+        [--enlarge 1.5 --crop 240 320 --scale 0.7 1.7] [--hold 0001TP] [--strong-photometric 1]
 
 Trains each row of `ROWS` with each seed by the same recipe and budget, and scores the *last* epoch's weights on val (so
 val chooses nothing): mIoU and boundary F at 3 px. The options of the second line are those by which `ddsm-lite0` was
@@ -10,6 +10,9 @@ apart (``--latency``), since training beside it would spoil it. What is done alr
 run that was cut off goes on, so the command may be stopped and repeated. `--parallel` trains several at once, for a GPU
 that one of these small networks leaves idle. Writes RUNS/ablation.json and prints a table of means and standard
 deviations over the seeds.
+
+With `--hold` one of CamVid's drives (its frames' names begin so) is left out of the training and takes the place of val,
+whose own score is printed too. For val is of a drive that train holds as well, and says little of others.
 """
 
 from __future__ import annotations
@@ -64,6 +67,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--crop", type=int, nargs=2, default=(360, 480), metavar=("ROWS", "COLUMNS"))
     parser.add_argument("--scale", type=float, nargs=2, default=(0.75, 2.0), metavar=("LEAST", "GREATEST"))
+    parser.add_argument("--strong-photometric", type=float, default=0.0, help="the rows in the log had none")
     parser.add_argument("--enlarge", type=float, default=1.0, help="of the network; crops are of the image as it comes")
     parser.add_argument("--lr", type=float, default=1.5e-3)
     parser.add_argument("--batch", type=int, default=4)
@@ -73,9 +77,13 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2, help="processes that load and augment, of each run")
     parser.add_argument("--parallel", type=int, default=1, help="runs at once")
     parser.add_argument("--latency", action="store_true", help="time each row's network; train none")
+    parser.add_argument("--hold", metavar="DRIVE", help="train without this drive, and score on it")
     args = parser.parse_args()
 
     args.output.mkdir(parents=True, exist_ok=True)
+    args.val = args.data
+    if args.hold:
+        args.data = without_drive(args.data, args.hold, args.output / "data")
     record = args.output / "ablation.json"
     results: list[dict[str, Any]] = json.loads(record.read_text()) if record.exists() else []
     if args.latency:
@@ -97,6 +105,18 @@ def main() -> None:
     print(table(results))
 
 
+def without_drive(data: Path, drive: str, folder: Path) -> Path:
+    """CamVid in links: train without one drive, whose frames are val."""
+    for kind in ("", "annot"):
+        for source in (data / f"train{kind}").resolve().iterdir():
+            part = "val" if source.name.startswith(drive) else "train"
+            link = folder / f"{part}{kind}" / source.name
+            link.parent.mkdir(parents=True, exist_ok=True)
+            if not link.is_symlink():
+                link.symlink_to(source)
+    return folder
+
+
 def one(args: argparse.Namespace, name: str, seed: int) -> dict[str, Any]:
     """Trains and scores one row with one seed."""
     training = ROWS[name][1]
@@ -109,6 +129,7 @@ def one(args: argparse.Namespace, name: str, seed: int) -> dict[str, Any]:
         validate_every=args.epochs,  # the last alone, whose score has to be
         crop=tuple(args.crop),
         scale=tuple(args.scale),
+        strong_photometric=args.strong_photometric,
         batch=args.batch,
         lr=args.lr,
         ema=args.ema,
@@ -122,9 +143,9 @@ def one(args: argparse.Namespace, name: str, seed: int) -> dict[str, Any]:
     minutes = (time.perf_counter() - start) / 60
     with Segmenter.open(final, backend="torch", precision="fp32", threads=2) as segmenter:
         score = evaluate(segmenter, open_dataset("camvid", args.data, "val"))
-    print(
-        f"{name}, seed {seed}: mIoU {score.miou:.2f}, boundary F {score.boundary_f:.2f}, {minutes:.0f} min", flush=True
-    )
+        val = evaluate(segmenter, open_dataset("camvid", args.val, "val")) if args.hold else score
+    text = f"{name}, seed {seed}: mIoU {score.miou:.2f}, boundary F {score.boundary_f:.2f}, {minutes:.0f} min"
+    print(text + (f"; on val {val.miou:.2f}, {val.boundary_f:.2f}" if args.hold else ""), flush=True)
     return {
         "row": name,
         "seed": seed,
@@ -132,6 +153,7 @@ def one(args: argparse.Namespace, name: str, seed: int) -> dict[str, Any]:
         "miou": score.miou,
         "boundary_f": score.boundary_f,
         "per_class": dict(score.per_class),
+        "val_miou": val.miou,
         "minutes": minutes,
     }
 

@@ -284,6 +284,7 @@ def stage(run: Path) -> str:
         "class-weights": config["class_weights"],
         "jaccard": config.get("jaccard", 0.0),  # runs before these options were there had none of them
         "rare-crops": config.get("rare_crops", 0.0),
+        "strong-photometric": config.get("strong_photometric", 0.0),
         "detail": network.get("detail", 0),
         "enlarge": network.get("enlarge", 1.0),
     }

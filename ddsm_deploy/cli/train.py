@@ -31,6 +31,9 @@ def train(
     crop: Annotated[str | None, typer.Option(help="Training crop, HEIGHTxWIDTH; the size if left out.")] = None,
     scale: Annotated[tuple[float, float], typer.Option(help="Least and greatest random scale.")] = (0.75, 2.0),
     rare_crops: Annotated[float, typer.Option(help="Share of crops laid around a pixel of a rare class.")] = 0.5,
+    strong_photometric: Annotated[
+        float, typer.Option(help="Share of crops as if of another time of day, weather or camera.")
+    ] = 0.5,
     epochs: Annotated[int, typer.Option(help="Passes over the training split.")] = 60,
     validate_every: Annotated[int, typer.Option(help="Epochs from one validation to the next; divides --epochs.")] = 1,
     batch: Annotated[int, typer.Option(help="Images a step and device.")] = 4,
@@ -84,6 +87,7 @@ def train(
         crop=parse_size(crop) if crop else (height, width),
         scale=scale,
         rare_crops=rare_crops,
+        strong_photometric=strong_photometric,
         epochs=epochs,
         validate_every=validate_every,
         batch=batch,

@@ -31,6 +31,8 @@ class TrainConfig:
         crop: rows and columns of a training crop, pixels.
         scale: least and greatest random scale before cropping.
         rare_crops: share of the crops that are laid around a pixel of a rare class.
+        strong_photometric: share of the crops whose light and colours are changed so much that they could be of another
+            time of day, weather or camera; the others are changed a little.
         epochs: passes over the training split.
         validate_every: epochs from one validation to the next; it divides `epochs`.
         batch: images a step and device.
@@ -67,6 +69,7 @@ class TrainConfig:
     crop: tuple[int, int] = (360, 480)
     scale: tuple[float, float] = (0.75, 2.0)
     rare_crops: float = 0.5
+    strong_photometric: float = 0.5
     epochs: int = 60
     validate_every: int = 1
     batch: int = 4
@@ -106,8 +109,9 @@ class TrainConfig:
             raise ConfigError(f"scale is {self.scale}; expected two numbers above zero, the lesser first")
         if not 0 <= self.ema < 1 or not 0 <= self.ohem < 1:
             raise ConfigError("ema and ohem must lie within 0 (included) and 1 (not)")
-        if not 0 <= self.rare_crops <= 1:
-            raise ConfigError(f"rare_crops is {self.rare_crops}; expected 0 to 1")
+        for name in ("rare_crops", "strong_photometric"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; expected 0 to 1")
         for name in ("lr", "backbone_lr", "offset_lr", "weight_decay", "warmup_epochs", "workers", "seed"):
             if not 0 <= getattr(self, name) < 2**32:
                 raise ConfigError(f"{name} is {getattr(self, name)}; expected at least 0")

@@ -40,7 +40,8 @@ class TrainImages(TorchDataset[tuple[Tensor, Tensor]]):
         )
         if rng.random() < 0.5:
             image, labels = image[:, ::-1], labels[:, ::-1]
-        return _tensors(photometric(image, rng), labels)
+        change = strong_photometric if rng.random() < self.config.strong_photometric else photometric
+        return _tensors(change(image, rng), labels)
 
 
 class EvalImages(TorchDataset[tuple[Tensor, Tensor]]):
@@ -102,15 +103,71 @@ def photometric(image: Pixels, rng: np.random.Generator) -> Pixels:
     levels = levels ** float(rng.uniform(0.65, 1.5))
     levels = (levels - 0.5) * float(rng.uniform(0.75, 1.3)) + 0.5 + float(rng.uniform(-0.12, 0.12))
     image = cv2.LUT(np.ascontiguousarray(image), (levels.clip(0, 1) * 255).astype(np.uint8))
-    hsv = cv2.cvtColor(image, cv2.COLOR_BGR2HSV)
-    ramp = np.arange(256, dtype=np.float32)
-    hue = ((ramp + rng.uniform(-6, 6)) % 180).astype(np.uint8)
-    saturation = (ramp * rng.uniform(0.6, 1.4)).clip(0, 255).astype(np.uint8)
-    hsv = cv2.LUT(hsv, np.stack([hue, saturation, np.arange(256, dtype=np.uint8)], 1)[None])
-    image = cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR)
+    image = _shift_colours(image, hue=float(rng.uniform(-6, 6)), saturation=float(rng.uniform(0.6, 1.4)))
     if rng.random() < 0.2:
         image = cv2.GaussianBlur(image, (3, 3), 0)
     return image
+
+
+def strong_photometric(image: Pixels, rng: np.random.Generator) -> Pixels:
+    """As if taken at another time of day, in other weather or by another camera: uint8 BGR.
+
+    Gamma, contrast and brightness, white balance, hue and saturation (sometimes grey), light that differs over the
+    picture, a shadow with one edge, blur or noise.
+    """
+    levels = np.arange(256, dtype=np.float32)[:, None] / 255
+    levels = levels ** _log_uniform(rng, 0.5, 2)
+    # about the picture's own mean: about the middle, dark pictures would turn black
+    mean = float(levels[:, 0][image[::4, ::4]].mean())
+    levels = (levels - mean) * float(rng.uniform(0.65, 1.35)) + mean * _log_uniform(rng, 0.7, 1.4)
+    levels = levels * rng.uniform(0.85, 1.15, (1, 3))
+    image = cv2.LUT(np.ascontiguousarray(image), (levels.clip(0, 1) * 255).astype(np.uint8)[None])
+    image = _shift_colours(image, hue=float(rng.uniform(-10, 10)), saturation=_strong_saturation(rng))
+    light = _uneven_light(image.shape[:2], rng)
+    if light is not None:
+        image = (image * light[..., None]).clip(0, 255).astype(np.uint8)
+    draw = rng.random()
+    if draw < 0.2:
+        image = cv2.GaussianBlur(image, (0, 0), float(rng.uniform(0.4, 1.2)))
+    elif draw < 0.35:
+        noise = rng.normal(0, rng.uniform(1, 7), image.shape)
+        image = (image + noise).clip(0, 255).astype(np.uint8)
+    return image
+
+
+def _strong_saturation(rng: np.random.Generator) -> float:
+    return 0.0 if rng.random() < 0.1 else float(rng.uniform(0.4, 1.6))
+
+
+def _uneven_light(size: tuple[int, int], rng: np.random.Generator) -> npt.NDArray[np.float32] | None:
+    """Factors H×W: light that changes smoothly, and a shadow on one side of a line; None where there is neither."""
+    rows, columns = size
+    light = None
+    if rng.random() < 0.4:
+        corners = np.exp(rng.uniform(np.log(0.45), np.log(1.4), (3, 4))).astype(np.float32)
+        light = cv2.resize(corners, (columns, rows), interpolation=cv2.INTER_CUBIC)
+    if rng.random() < 0.3:
+        angle, (row, column) = rng.uniform(0, 2 * np.pi), rng.uniform(0, size)
+        y, x = np.ogrid[:rows, :columns]
+        within = (y - row) * np.sin(angle) + (x - column) * np.cos(angle)  # pixels beyond the line
+        share = 1 / (1 + np.exp(-(within / rng.uniform(1, 12)).clip(-30, 30)))
+        shadow = (1 - (1 - rng.uniform(0.35, 0.8)) * share).astype(np.float32)
+        light = shadow if light is None else light * shadow
+    return light
+
+
+def _shift_colours(image: Pixels, *, hue: float, saturation: float) -> Pixels:
+    """`hue` is added, in OpenCV's half degrees; `saturation` multiplies."""
+    hsv = cv2.cvtColor(image, cv2.COLOR_BGR2HSV)
+    ramp = np.arange(256, dtype=np.float32)
+    hues = ((ramp + hue) % 180).astype(np.uint8)
+    saturations = (ramp * saturation).clip(0, 255).astype(np.uint8)
+    hsv = cv2.LUT(hsv, np.stack([hues, saturations, np.arange(256, dtype=np.uint8)], 1)[None])
+    return cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR)
+
+
+def _log_uniform(rng: np.random.Generator, least: float, greatest: float) -> float:
+    return float(np.exp(rng.uniform(np.log(least), np.log(greatest))))
 
 
 def class_weights(dataset: Dataset) -> npt.NDArray[np.float32]:

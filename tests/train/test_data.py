@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+import torch
 
 from ddsm_deploy.datasets import IGNORE, open_dataset
-from ddsm_deploy.train.data import photometric, random_scale_crop, rare_classes
+from ddsm_deploy.train.config import TrainConfig
+from ddsm_deploy.train.data import TrainImages, photometric, random_scale_crop, rare_classes, strong_photometric
 
 
 @pytest.mark.parametrize("scale", [(0.3, 0.5), (1.0, 1.0), (1.8, 2.2)])
@@ -36,15 +39,45 @@ def test_small_images_are_padded_with_ignored_grey() -> None:
     assert (cut[ids == IGNORE] == 127).all()
 
 
-def test_photometric_changes_values_not_geometry() -> None:
+@pytest.mark.parametrize("change", [photometric, strong_photometric])
+def test_photometric_changes_values_not_geometry(change: Callable[..., np.ndarray]) -> None:
     rng = np.random.default_rng(0)
     image = np.zeros((32, 32, 3), np.uint8)
     image[8:24, 8:24] = (40, 120, 200)
-    changed = [photometric(image, rng) for _ in range(10)]
+    changed = [change(image, rng) for _ in range(100)]
     assert all(c.shape == image.shape and c.dtype == np.uint8 for c in changed)
     assert len({c[16, 16].tobytes() for c in changed}) > 5
     for c in changed:  # the square stays the brighter part, where it was
         assert c[12:20, 12:20].mean() > c[:4].mean()
+
+
+def test_strong_changes_leave_a_picture_whose_light_and_colour_are_others() -> None:
+    grey = np.repeat(np.random.default_rng(1).integers(20, 90, (60, 80, 1), dtype=np.uint8), 3, 2)  # dark
+    mild, strong = (
+        np.stack([change(grey, np.random.default_rng(seed)).astype(float) for seed in range(200)])
+        for change in (photometric, strong_photometric)
+    )
+    assert (strong.mean((1, 2, 3)) > 3).mean() > 0.95  # hardly any is black
+    cast = [np.abs(p[..., 0].mean((1, 2)) - p[..., 2].mean((1, 2))).max() for p in (mild, strong)]
+    uneven = [np.abs(p[:, :, :40].mean((1, 2, 3)) - p[:, :, 40:].mean((1, 2, 3))).max() for p in (mild, strong)]
+    assert cast[0] < 1 < 5 < cast[1]  # grey stays grey but for another white balance
+    assert uneven[0] < 5 < 10 < uneven[1]
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_the_share_of_strong_changes(share: float, tmp_path: Path) -> None:
+    """Of a grey image: those of the strong kind have another white balance."""
+    for folder in ("train", "trainannot"):
+        (tmp_path / folder).mkdir()
+        shape = (64, 96) if folder == "trainannot" else (64, 96, 3)
+        cv2.imwrite(str(tmp_path / folder / "a.png"), np.full(shape, 90 if len(shape) == 3 else 1, np.uint8))
+    config = TrainConfig(data=tmp_path, output=tmp_path, crop=(64, 96), scale=(1, 1), strong_photometric=share)
+    images = TrainImages(open_dataset("camvid", tmp_path, "train"), config)
+    torch.manual_seed(0)
+    casts = [
+        abs(float(image[0].float().mean() - image[2].float().mean())) for image, _ in (images[0] for _ in range(20))
+    ]
+    assert (max(casts) > 5) == bool(share)  # grey stays grey but for another white balance
 
 
 @pytest.mark.parametrize("scale", [(0.4, 0.6), (1.0, 1.0), (1.8, 2.2)])
