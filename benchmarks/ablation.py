@@ -11,8 +11,8 @@ run that was cut off goes on, so the command may be stopped and repeated. `--par
 that one of these small networks leaves idle. Writes RUNS/ablation.json and prints a table of means and standard
 deviations over the seeds.
 
-With `--hold` one of CamVid's drives (its frames' names begin so) is left out of the training and takes the place of val,
-whose own score is printed too. For val is of a drive that train holds as well, and says little of others.
+With `--hold` one of CamVid's drives (its frames' names begin so) is left out of the training and takes the place of
+val, whose own score is printed too. For val is of a drive that train holds as well, and says little of others.
 """
 
 from __future__ import annotations

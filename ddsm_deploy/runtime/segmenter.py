@@ -230,7 +230,8 @@ class Segmenter:
                 print(frame.stamp, result.mask.shape)
 
         Reading, inference and what the loop does overlap; memory holds some frames, however long the source. Damaged
-        frames are left out: the result's `damaged` counts them, and `dropped` those that came too fast.
+        frames are left out: the result's `damaged` counts them, and `dropped` those that came too fast. The next result
+        is made while the loop's body runs, so with ``latest`` it may be as old as that body takes.
 
         Args:
             source: what `open_source` takes (a folder, a video, a recording, a camera's number, an address), a source,
