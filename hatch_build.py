@@ -114,7 +114,10 @@ def find_compiler() -> list[str]:
     for name in ("c++", "g++", "clang++"):
         if shutil.which(name):
             return [name]
-    raise NotBuilt("no C++ compiler (c++, g++ or clang++) was found; install one, such as Debian's g++, and reinstall")
+    raise NotBuilt(
+        "no C++ compiler (c++, g++ or clang++) was found; install one, such as Debian's g++, and "
+        "reinstall with --force-reinstall --no-cache-dir: pip may have kept the wheel without kernels"
+    )
 
 
 def header_folders() -> list[str]:
