@@ -60,6 +60,10 @@ def stream_of(words: list[str], wanted: Wanted, max_pixels: int) -> Source | Non
     if streams or (wanted.only_for_streams and len(words) == 1):
         report = lambda line: print(line, file=sys.stderr)  # noqa: E731
         return open_source(words[0], topic=wanted.topic, report=report, max_pixels=max_pixels)
+    if wanted.any and len(words) == 1:
+        raise ConfigError(
+            f"{words[0]}: images, which are a stream with --video, --bag, --jsonl, --show or --rerun alone"
+        )
     if wanted.any:
         raise ConfigError("options of streams need one stream, or one folder, as the source")
     return None
@@ -80,9 +84,12 @@ def segment_one_stream(
     """Segments one stream and reports on it; the arguments are those of the command."""
     from ddsm_deploy.cli.interrupt import first_interrupt_asks
     from ddsm_deploy.cli.render import write_json
+    from ddsm_deploy.errors import ConfigError
     from ddsm_deploy.runtime.pipeline import open_for_batch
     from ddsm_deploy.runtime.recording import StreamOptions, segment_stream
 
+    if products.polygons == "coco":
+        raise ConfigError("--polygons coco is one file of all images, and a stream has no end; take geojson")
     options = StreamOptions(
         output=output, policy=wanted.policy, overwrite=overwrite, workers=threads, max_frames=wanted.max_frames
     )

@@ -17,6 +17,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from ddsm_deploy.errors import BackendError, ConfigError
@@ -27,7 +28,7 @@ from ddsm_deploy.ray.outputs import existing, open_manifest, remove_halves
 from ddsm_deploy.ray.places import Place, import_pyarrow, local_path, shown
 from ddsm_deploy.ray.worker import BatchWorker, Job, Recipe
 from ddsm_deploy.runtime.manifest import Manifest
-from ddsm_deploy.runtime.pipeline import SegmentSummary, check_owners, collect, identity_of
+from ddsm_deploy.runtime.pipeline import SegmentSummary, check_owners, check_targets, collect, identity_of
 from ddsm_deploy.runtime.segmenter import Segmenter
 from ddsm_deploy.runtime.sources import Source
 from ddsm_deploy.runtime.worker import Frame
@@ -79,6 +80,8 @@ def segment_on_ray(
     if output.local:  # workers run in a folder of Ray's
         output = Place(str(local_path(output)))
     inputs = find_inputs(sources, output)
+    if output.local and inputs.place.local:
+        check_targets(inputs.sources, Path(output.path), options.products, overwrite=options.overwrite)
     identity = identity_of(segmenter)
     with open_manifest(output, identity, overwrite=options.overwrite) as manifest:
         check_owners(inputs.sources, manifest, str(output))

@@ -109,6 +109,8 @@ class Journal:
         if newer:
             raise ConfigError(f"{self.path}: written by a newer version; update ddsm-deploy")
         if differences := self._identity.differences(there):
+            if not progress.next and not progress.ended:  # it was stopped before anything of it was safe
+                return Progress()
             raise ConfigError(
                 f"{self.path.parent} was made otherwise: {'; '.join(differences)}; "
                 "take another output folder, or --overwrite to make it anew"

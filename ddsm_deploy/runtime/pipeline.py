@@ -16,6 +16,7 @@ import contextlib
 import dataclasses
 import hashlib
 import itertools
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -122,6 +123,7 @@ def segment_files(
     make_folder(options.output)
     if (options.output / JOURNAL_NAME).exists():
         raise ConfigError(f"{options.output} holds the masks of a stream; take another output folder for images")
+    check_targets(found, options.output, options.products, overwrite=options.overwrite)
     identity = identity_of(segmenter)
     with Manifest(options.output / MANIFEST_NAME, identity=identity, overwrite=options.overwrite) as manifest:
         check_owners(found, manifest, options.output)
@@ -285,6 +287,31 @@ def clear(folder: Path) -> None:
         remove_temporaries(folder)
     except OSError as exc:
         raise InputError(f"{folder}: left-overs of a killed run can't be removed ({exc.strerror or exc})") from exc
+
+
+def check_targets(found: Sequence[Source], output: Path, products: Products, *, overwrite: bool) -> None:
+    """Refuses a run whose outputs would take the place of its inputs, or of files that no run has written.
+
+    Raises:
+        ConfigError: they would.
+    """
+    folders = {folder for folder in products.files("") if (output / folder).is_dir()}
+    if not folders:
+        return
+    strangers = not overwrite and not (output / MANIFEST_NAME).exists()
+    inputs = {os.path.realpath(source.path) for source in found}
+    for source in found:
+        for folder, file in products.files(source.name).items():
+            if folder not in folders:
+                continue
+            target = os.path.realpath(output / file)
+            if target in inputs:
+                raise ConfigError(f"{target} is a source, and would be written over; take another output folder")
+            if strangers and Path(target).is_file():
+                raise ConfigError(
+                    f"{target} is there already, and no record tells that an earlier run made it; take another output "
+                    "folder, or --overwrite"
+                )
 
 
 def check_owners(found: Sequence[Source], manifest: Manifest, output: Path | str) -> None:

@@ -12,14 +12,14 @@ import contextlib
 import dataclasses
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import cv2
 
 from ddsm_deploy.errors import ConfigError, DdsmError, InputError
-from ddsm_deploy.listing import MANIFEST_NAME
+from ddsm_deploy.listing import JOURNAL_NAME, MANIFEST_NAME
 from ddsm_deploy.runtime.decisions import usable_cores
 from ddsm_deploy.runtime.flow import Flow
 from ddsm_deploy.runtime.journal import Journal, Progress
@@ -124,22 +124,55 @@ def segment_stream(
             lacks an output that a sink needs.
         InputError: the source can't be read further, or the folder can't be written; what is safe stays.
     """
-    for name, sink in sinks.items():
-        if lacking := set(sink.outputs).difference(segmenter.outputs):
-            raise ConfigError(f"{name} needs the model's {', '.join(lacking)}, and it was opened without")
-    make_folder(options.output)
-    if (options.output / MANIFEST_NAME).exists():
-        raise ConfigError(f"{options.output} holds the masks of images; take another output folder for {source.name}")
-    identity = _identity(segmenter, source, sinks, options)
     try:
+        for name, sink in sinks.items():
+            if lacking := set(sink.outputs).difference(segmenter.outputs):
+                raise ConfigError(f"{name} needs the model's {', '.join(lacking)}, and it was opened without")
+        make_folder(options.output)
+        if (options.output / MANIFEST_NAME).exists():
+            raise ConfigError(
+                f"{options.output} holds the masks of images; take another output folder for {source.name}"
+            )
+        _check_targets(source, sinks, options)
+        identity = _identity(segmenter, source, sinks, options)
         with Journal(options.output, identity=identity, overwrite=options.overwrite) as journal, calm_opencv():
-            return _Run(source, segmenter, sinks, options, journal).run(progress or (lambda _: None), stop)
+            try:
+                return _Run(source, segmenter, sinks, options, journal).run(progress or (lambda _: None), stop)
+            finally:
+                _close(sinks.values())  # before another run gets the folder
     except OSError as exc:
         raise InputError(f"{options.output}: can't be written ({exc.strerror or exc}); what is safe stays") from exc
     finally:
         source.close()
-        for sink in sinks.values():
+        _close(sinks.values())
+
+
+def _close(sinks: Iterable[Sink]) -> None:
+    """Closes every one, also where a disk is full: what they would still write is not safe, and is made again."""
+    for sink in sinks:
+        with contextlib.suppress(OSError):
             sink.close()
+
+
+def _check_targets(source: Source, sinks: Mapping[str, Sink], options: StreamOptions) -> None:
+    """Refuses sinks that would write over what they are made from, or over what no run has made.
+
+    Raises:
+        ConfigError: one would.
+    """
+    path = getattr(source, "path", None)
+    inputs = [Path(one).resolve() for one in (getattr(source, "paths", None) or ([] if path is None else [path]))]
+    strangers = not options.overwrite and not (options.output / JOURNAL_NAME).exists()
+    for sink in sinks.values():
+        for target in getattr(sink, "targets", ()):
+            place = target.resolve()
+            if any(one == place or place in one.parents for one in inputs):
+                raise ConfigError(f"{target} is where {source.name} lies; take another output folder")
+            if strangers and target.exists() and not (target.is_dir() and not any(target.iterdir())):
+                raise ConfigError(
+                    f"{target} is there already, and no record tells that an earlier run made it; take another output "
+                    "folder, or --overwrite"
+                )
 
 
 class _Run:
@@ -177,6 +210,8 @@ class _Run:
                 f"{self.options.output} holds the masks of a live source, which has no past to go on from; "
                 "take another output folder, or --overwrite"
             )
+        if not self.journal.path.exists():  # so that what is made from now on is known for a stream's
+            self.journal.write()
         if not before.ended:
             self._frames(progress, stop or threading.Event())
         if self.journal.progress.ended:
@@ -225,10 +260,20 @@ class _Run:
             summary.dropped = flow.dropped
         summary.interrupted = stop.is_set() and not full
         ended = not stop.is_set() or full or self.source.live
-        self._count_damage(to_the_end=ended)
+        if ended and not full:
+            self._tell_if_short()
+        self._count_damage(to_the_end=ended and not full)
         self._commit(ended=ended)
         summary.seconds = time.perf_counter() - begin
         progress(summary)
+
+    def _tell_if_short(self) -> None:
+        """Where a source gave fewer frames than it said, as one does that was cut off, that is damage too."""
+        count = self.summary.count
+        come = max([self.following, *(index + 1 for index in self.damaged_ahead)])
+        if count is not None and come < count and not self.source.live:
+            error = f"{self.source.name} ends here, after {come} frames; its header tells of {count}"
+            self._damage(Frame(index=come, stamp=0, name="", error=error))
 
     def _is_full(self) -> bool:
         limit = self.options.max_frames
@@ -314,7 +359,8 @@ def _identity(segmenter: Segmenter, source: Source, sinks: Mapping[str, Sink], o
     outputs = [f"{name} ({made})" if (made := getattr(sink, "products", "")) else name for name, sink in sinks.items()]
     about = {"source": source.name, "outputs": " ".join(sorted(outputs)), "frames": str(options.max_frames or "all")}
     if not source.live:
-        about["content"] = _content(getattr(source, "path", None), source.count)
+        content = getattr(source, "content", None)  # of a folder's images, which have no one path
+        about["content"] = content() if content is not None else _content(getattr(source, "path", None), source.count)
     return dataclasses.replace(own, settings={**own.settings, **about})
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
+import hashlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -36,15 +38,24 @@ class FolderSource(BaseSource):
             found = [p for p in glob.glob(text, recursive=True) if Path(p).is_file()]  # noqa: PTH207
         if not found:
             raise InputError(f"{text}: no image there; looked for {' '.join(sorted(SUFFIXES))}")
-        self._paths = sorted(found)
+        self.paths = sorted(found)
         self._max_pixels = max_pixels
         self.name = text
         self.rate = self._rate = rate
         self.count = len(found)
 
+    def content(self) -> str:
+        """Tells these images from others, by their paths, sizes and times of change."""
+        digest = hashlib.sha256()
+        for path in self.paths:
+            with contextlib.suppress(OSError):  # gone meanwhile: told when its turn comes
+                status = Path(path).stat()
+                digest.update(f"{Path(path).absolute()}\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
+        return f"{self.count} images {digest.hexdigest()[:16]}"
+
     def _frames(self, start: int) -> Iterator[Frame]:
-        for index in range(start, len(self._paths)):
-            path = self._paths[index]
+        for index in range(start, len(self.paths)):
+            path = self.paths[index]
             stamp = round(index * 1e9 / self._rate)
             try:
                 image = read_image(path, max_pixels=self._max_pixels)

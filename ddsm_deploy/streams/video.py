@@ -6,6 +6,7 @@ pipelines by OpenCV.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,6 +26,13 @@ SUFFIXES = frozenset(
 
 OPEN_SECONDS, READ_SECONDS = 10.0, 10.0
 """How long a network stream may take to open, and to send the next frame, before the connection counts as lost."""
+
+_THREADS = "SLICE"
+"""How PyAV decodes. Whole frames on threads of their own (``FRAME``, ``AUTO``) come late by one for each thread: a live
+stream lags and is stamped late, and a damaged packet near the end takes them all along."""
+
+FRESH_SECONDS = 0.5
+"""A connection that was open for longer before its first frame is wanted has frames waiting, and is opened again."""
 
 FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0
 """Seconds before a lost stream is tried again: doubled after each failure, up to the longest."""
@@ -57,13 +65,14 @@ class VideoSource(BaseSource):
             self._container.close()
             raise InputError(f"{path}: holds no pictures")
         self._stream = self._container.streams.video[0]
-        self._stream.thread_type = "AUTO"
+        self._stream.thread_type = _THREADS
         self.rate = float(self._stream.average_rate) if self._stream.average_rate else None
         self.count = self._stream.frames or None  # what the header says; not every format has it
 
     def _frames(self, start: int) -> Iterator[Frame]:
         # from the beginning: an index is a count of decoded frames, and seeking by time would not be exact
         first: int | None = None
+        index = -1
         for index, picture in enumerate(self._decoded()):
             if isinstance(picture, str):
                 if index >= start:
@@ -73,6 +82,8 @@ class VideoSource(BaseSource):
             first = stamp if first is None else first
             if index >= start:
                 yield self._frame(index, stamp - first, picture)
+        if self.path is None and self.count and index + 1 < self.count:  # FFmpeg calls a lost connection the end
+            raise InputError(f"{self.name}: ends after {index + 1} of {self.count} frames; was the connection lost?")
 
     def _release(self) -> None:
         self._container.close()
@@ -86,7 +97,10 @@ class VideoSource(BaseSource):
             except StopIteration:
                 return
             except self._av.FFmpegError as exc:
-                yield f"{self.name}: can't be read any further ({_line(exc)})"
+                text = f"{self.name}: can't be read any further ({_line(exc)})"
+                if self.path is None:  # the connection: a later run may go on
+                    raise InputError(text) from exc
+                yield text
                 return
             try:
                 pictures = packet.decode()
@@ -154,6 +168,7 @@ class NetworkSource(BaseSource):
             self._container = self._open()
         except (self._av.FFmpegError, OSError, ValueError) as exc:
             raise InputError(f"{url}: can't be opened ({_line(exc)})") from exc
+        self._opened = time.monotonic()
         stream = self._container.streams.video[0]
         self.rate = float(stream.average_rate) if stream.average_rate else None
 
@@ -169,20 +184,27 @@ class NetworkSource(BaseSource):
         if not container.streams.video:
             container.close()
             raise ValueError("it holds no pictures")
-        container.streams.video[0].thread_type = "AUTO"
+        container.streams.video[0].thread_type = _THREADS
         return container
 
     def _frames(self, start: int) -> Iterator[Frame]:
         if start:
             raise InputError(f"{self.name}: a live stream has no past to start from")
         index, failures = 0, 0
+        if time.monotonic() - self._opened > FRESH_SECONDS:  # a model was loaded meanwhile
+            self._container.close()
+            with contextlib.suppress(self._av.FFmpegError, OSError, ValueError):  # then it counts as lost, below
+                self._container = self._open()
         while not self._closed:
             why = "it ended"
             try:
-                for picture in self._container.decode(video=0):
+                for picture in self._decoded():
                     failures = 0
                     stamp = time.time_ns()
-                    yield _frame(index, stamp, str(stamp), picture, self._max_pixels)
+                    if isinstance(picture, str):
+                        yield Frame(index=index, stamp=stamp, name=str(stamp), error=picture)
+                    else:
+                        yield _frame(index, stamp, str(stamp), picture, self._max_pixels)
                     index += 1
             except (self._av.FFmpegError, OSError, ValueError) as exc:
                 why = _line(exc)
@@ -191,6 +213,17 @@ class NetworkSource(BaseSource):
             self._container.close()
             self._report(f"{self.name}: lost ({why})")
             failures = self._again(failures)
+
+    def _decoded(self) -> Iterator[Any]:
+        """Pictures as they come; a text in place of one that can't be decoded. Errors are those of the connection."""
+        for packet in self._container.demux(video=0):
+            try:
+                pictures = packet.decode()
+            except (self._av.FFmpegError, ValueError) as exc:
+                yield f"{self.name}: a frame can't be decoded ({_line(exc)})"
+                continue
+            for picture in pictures:
+                yield f"{self.name}: a damaged frame" if picture.is_corrupt else picture
 
     def _again(self, failures: int) -> int:
         """Waits and opens until it is open; returns the failures in a row so far."""

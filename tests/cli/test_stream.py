@@ -74,7 +74,7 @@ def test_what_does_not_go_together(colour_onnx: Path, drive: Path, tmp_path: Pat
         "one stream at a time": (drive, tmp_path),
         "no image topic": (drive, "--topic", "/none"),
         "nothing to write": (drive, "--no-masks"),
-        "need one stream": (tmp_path, "--policy", "latest"),
+        "are a stream with --video, --bag": (tmp_path, "--policy", "latest"),
         "policy is 'newest'": (drive, "--policy", "newest"),
     }
     for says, args in cases.items():

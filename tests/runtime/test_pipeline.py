@@ -162,7 +162,7 @@ def test_a_run_without_its_manifest_makes_all_anew(tmp_path: Path, segmenter: Se
     run(tmp_path / "in", tmp_path / "out", segmenter)
     (tmp_path / "out" / MANIFEST_NAME).unlink()
     (tmp_path / "out/masks/0001.png").write_bytes(b"half a fi")
-    assert run(tmp_path / "in", tmp_path / "out", segmenter).done == 2
+    assert run(tmp_path / "in", tmp_path / "out", segmenter, overwrite=True).done == 2
     assert np.array_equal(read_mask(tmp_path / "out/masks/0001.png"), expected_mask(noise(1)))
 
 
@@ -361,3 +361,29 @@ def test_options_are_checked(tmp_path: Path) -> None:
     for wrong in ({"workers": 0}, {"max_pixels": 0}):
         with pytest.raises(ConfigError, match="at least 1"):
             SegmentOptions(output=tmp_path, **wrong)
+
+
+def test_no_output_takes_an_inputs_place(tmp_path: Path, segmenter: Segmenter) -> None:
+    """As of RGB-D data, whose pictures lie in a folder `color`."""
+    images = write_images(tmp_path / "color", 3)
+    before = [path.read_bytes() for path in images]
+    for overwrite in (False, True):
+        options = SegmentOptions(output=tmp_path, products=ALL, overwrite=overwrite)
+        with pytest.raises(ConfigError, match=r"color/0000\.png is a source, and would be written over"):
+            segment_files([str(tmp_path / "color")], segmenter, options)
+    assert [path.read_bytes() for path in images] == before
+    options = SegmentOptions(output=tmp_path, products=Products())  # masks are in nobody's way
+    assert segment_files([str(tmp_path / "color")], segmenter, options).done == 3
+
+
+def test_files_that_no_run_has_made_stay(tmp_path: Path, segmenter: Segmenter) -> None:
+    """As the labels of a data set."""
+    write_images(tmp_path / "images", 2)
+    labels = write_images(tmp_path / "masks", 2)
+    before = [path.read_bytes() for path in labels]
+    with pytest.raises(ConfigError, match=r"masks/0000\.png is there already, and no record tells"):
+        segment_files([str(tmp_path / "images")], segmenter, SegmentOptions(output=tmp_path))
+    assert [path.read_bytes() for path in labels] == before
+    assert (
+        segment_files([str(tmp_path / "images")], segmenter, SegmentOptions(output=tmp_path, overwrite=True)).done == 2
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
@@ -12,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -266,12 +268,16 @@ def test_what_is_made_anew_holds_nothing_of_what_was(segmenter: Segmenter, tmp_p
     output = tmp_path / "out"
     (output / "masks").mkdir(parents=True)
     (output / "masks" / "00000077.png").touch()  # somebody's own
+    write_bag(tmp_path / "drive", [(0, picture(0))])
+    with pytest.raises(ConfigError, match="masks is there already, and no record tells"):
+        segment_stream(open_source(str(tmp_path / "drive")), segmenter, four(output), StreamOptions(output=output))
+    (output / "masks" / "00000077.png").unlink()
     for name, count in {"a": 6, "b": 3}.items():
         write_bag(tmp_path / name, [(i, picture(i)) for i in range(count)])
         options = StreamOptions(output=output, overwrite=name == "b")
         segment_stream(open_source(str(tmp_path / name)), segmenter, four(output), options)
         masks = sorted(int(path.stem) for path in (output / "masks").iterdir())
-        assert masks == ([0, 1, 2, 3, 4, 5, 77] if name == "a" else [0, 1, 2])
+        assert masks == ([0, 1, 2, 3, 4, 5] if name == "a" else [0, 1, 2])
 
 
 def test_a_kill_right_after_overwriting_began(segmenter: Segmenter, tmp_path: Path) -> None:
@@ -413,3 +419,113 @@ def test_frames_of_other_sizes_and_times_that_stand_still(segmenter: Segmenter, 
     assert [time for time, _ in shown] == pytest.approx([0, 1 / 30, 2 / 30, 3 / 30], abs=1e-4)
     assert [mask.shape for *_, mask in masks_in(output / "bag")] == sizes
     assert cv2.imread(str(output / "masks" / "00000002.png"), cv2.IMREAD_UNCHANGED).shape == (48, 60)
+
+
+def test_no_output_takes_its_sources_place(segmenter: Segmenter, tmp_path: Path) -> None:
+    write_bag(tmp_path / "bag", [(0, picture(0))])
+    write_video(tmp_path / "overlay.mp4", [picture(0)])
+    (tmp_path / "masks").mkdir()
+    cv2.imwrite(str(tmp_path / "masks" / "00000000.png"), picture(0))
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for name in ("bag", "overlay.mp4", "masks"):
+        for overwrite in (False, True):
+            options = StreamOptions(output=tmp_path, overwrite=overwrite)
+            with pytest.raises(ConfigError, match="take another output folder"):
+                segment_stream(open_source(str(tmp_path / name)), segmenter, four(tmp_path), options)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_a_kill_before_anything_was_safe(segmenter: Segmenter, tmp_path: Path) -> None:
+    """The masks that it left are no input of the same command, and no output of another source."""
+    images, output = tmp_path / "images", tmp_path / "images" / "out"
+    images.mkdir()
+    for index in range(6):
+        cv2.imwrite(str(images / f"{index}.png"), picture(index))
+    write_bag(tmp_path / "drive", [(i, picture(i)) for i in range(2)])
+
+    def killed(summary: StreamSummary) -> None:
+        if summary.done == 4:
+            raise Killed
+
+    def run(source: Path, **options: Any) -> StreamSummary:
+        return segment_stream(
+            open_source(str(source)), segmenter, four(output), StreamOptions(output=output), **options
+        )
+
+    with pytest.raises(Killed):
+        run(images, progress=killed)
+    assert len(list((output / "masks").iterdir())) == 4
+    assert open_source(str(images)).count == 6
+    assert run(tmp_path / "drive").done == 2
+    assert_complete(output, [0, 1], segmenter)
+
+
+def test_a_folder_whose_images_are_others_is_not_gone_on_with(segmenter: Segmenter, tmp_path: Path) -> None:
+    images, output = tmp_path / "images", tmp_path / "out"
+    images.mkdir()
+
+    def run(first: int) -> StreamSummary:
+        for path in images.iterdir():
+            path.unlink()
+        for index in range(3):
+            cv2.imwrite(str(images / f"{first + index}.png"), picture(first + index))
+        return segment_stream(open_source(str(images)), segmenter, four(output), StreamOptions(output=output))
+
+    assert run(0).done == 3
+    with pytest.raises(ConfigError, match="was made otherwise"):
+        run(5)
+
+
+def test_a_video_that_was_cut_off_is_told(segmenter: Segmenter, tmp_path: Path) -> None:
+    """Its header, which mp4 may have in front, tells of more frames than there are."""
+    import av
+
+    whole = tmp_path / "whole.mp4"
+    write_video(whole, [picture(i) for i in range(30)])
+    with av.open(str(whole)) as source, av.open(str(tmp_path / "a.mp4"), "w", options={"movflags": "faststart"}) as to:
+        stream = to.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.size:
+                packet.stream = stream
+                to.mux(packet)
+    data = (tmp_path / "a.mp4").read_bytes()
+    (tmp_path / "a.mp4").write_bytes(data[: len(data) * 2 // 3])
+    output = tmp_path / "out"
+    summary = segment_stream(
+        open_source(str(tmp_path / "a.mp4")), segmenter, four(output), StreamOptions(output=output)
+    )
+    assert 10 < summary.done < 30
+    assert summary.damaged == len(summary.failures) >= 1
+    assert any("its header tells of 30" in error for _, error in summary.failures)
+
+
+class Full:
+    """A sink on a disk without room: closing, which writes the rest, fails as well."""
+
+    outputs: tuple[str, ...] = ()
+    closed = False
+
+    def encode(self, frame: Frame, result: Any) -> None: ...
+
+    def write(self, frame: Frame, encoded: None) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def commit(self) -> dict[str, Any]:
+        return {}
+
+    def restore(self, state: Any) -> None: ...
+
+    def finish(self) -> None: ...
+
+    def close(self) -> None:
+        self.closed = True
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_full_disk_is_one_line_and_closes_every_sink(segmenter: Segmenter, tmp_path: Path) -> None:
+    write_bag(tmp_path / "drive", [(i, picture(i)) for i in range(3)])
+    sinks: dict[str, Any] = {"first": Full(), "second": Full()}
+    with pytest.raises(InputError, match=r"can't be written \(No space left on device\); what is safe stays"):
+        options = StreamOptions(output=tmp_path / "out")
+        segment_stream(open_source(str(tmp_path / "drive")), segmenter, sinks, options)
+    assert all(sink.closed for sink in sinks.values())

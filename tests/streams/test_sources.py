@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import IO
 
 import cv2
 import numpy as np
@@ -242,6 +243,85 @@ def test_a_network_stream_that_is_lost_comes_back(camera: tuple[str, list[int]])
     source.close()
     assert indices == list(range(len(indices)))
     assert any("lost" in line for line in said) and any("back" in line for line in said)
+
+
+class Multipart(http.server.BaseHTTPRequestHandler):
+    """A network camera of some 50 pictures a second, each made by a function."""
+
+    def __init__(self, encode: Callable[[], bytes], *args: object) -> None:
+        self.encode = encode
+        super().__init__(*args)  # type: ignore[arg-type]
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=frame")
+        self.end_headers()
+        try:
+            while True:
+                data = self.encode()
+                head = f"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: {len(data)}\r\n\r\n".encode()
+                self.wfile.write(head + data + b"\r\n")
+                time.sleep(0.02)
+        except OSError:  # the reader has gone
+            return
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+def test_frames_that_waited_for_a_model_are_left_out() -> None:
+    """Else they would be stamped as if they had come when they were read."""
+    start = time.monotonic()
+
+    def clock() -> bytes:
+        grey = min(255, int(100 * (time.monotonic() - start)))
+        return cv2.imencode(".jpg", np.full((48, 64, 3), grey, np.uint8))[1].tobytes()
+
+    with serving(functools.partial(Multipart, clock)) as address:
+        source = open_source(f"{address}/stream.mjpg")
+        time.sleep(1.2)
+        asked = time.monotonic()
+        frame = next(source.frames())
+        source.close()
+    assert frame.image is not None
+    assert frame.image.mean() > min(225, 100 * (asked - start) - 30)  # taken after it was asked for, or nearly
+
+
+def test_a_damaged_picture_of_a_live_stream_is_no_lost_connection() -> None:
+    count = 0
+
+    def sometimes() -> bytes:
+        nonlocal count
+        count += 1
+        data = cv2.imencode(".jpg", picture(count))[1].tobytes()
+        return data if count % 10 else b"\xff\xd8" + bytes(300) + b"\xff\xd9"
+
+    said: list[str] = []
+    frames: list[Frame] = []
+    with serving(functools.partial(Multipart, sometimes)) as address:
+        source = open_source(f"{address}/stream.mjpg", report=said.append)
+        for frame in source.frames():
+            frames.append(frame)
+            if len(frames) == 45:
+                break
+        source.close()
+    assert not said
+    assert [frame.index for frame in frames] == list(range(45))
+    damaged = [frame for frame in frames if frame.image is None]
+    assert 3 <= len(damaged) <= 6 and all(frame.error for frame in damaged)
+
+
+@pytest.mark.parametrize("name", ["a.mkv", "a.mp4"])
+def test_a_connection_lost_within_a_video_is_not_its_end(name: str, tmp_path: Path) -> None:
+    write_video(tmp_path / name, [picture(i) for i in range(40)])
+
+    class Cut(Files):
+        def copyfile(self, source: IO[bytes], outputfile: IO[bytes]) -> None:
+            data = source.read()
+            outputfile.write(data[: len(data) * 2 // 3])
+
+    with serving(functools.partial(Cut, directory=str(tmp_path))) as address, pytest.raises(InputError):
+        read(open_source(f"{address}/{name}"))
 
 
 @pytest.mark.parametrize("name", ["a.mkv", "a.mp4"])

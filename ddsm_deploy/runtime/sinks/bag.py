@@ -41,6 +41,7 @@ class BagSink:
         self._store = get_typestore(Stores.ROS2_HUMBLE)
         self._types = self._store.types
         self._path, self._topic = path, topic
+        self.targets = (path,)
         self._parts = Parts(parts)
         self._part: Path | None = None
         self._writer: Any = None
@@ -99,9 +100,9 @@ class BagSink:
 
     def close(self) -> None:
         """See `Sink.close`."""
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            writer.close()
 
     def _open(self, path: Path) -> tuple[Any, Any]:
         kinds = self._rosbag2

@@ -23,6 +23,9 @@ class Sink(Protocol):
     A sink whose settings decide which files it makes says so in an attribute `products`, one line: a run goes on only
     where an earlier one made the same.
 
+    One that writes files names them, or their folders, in an attribute `targets`, paths: a run that would write over
+    its source, or over what no run has made, is refused.
+
     Attributes:
         outputs: of the model, that this sink needs beside ``mask``.
     """

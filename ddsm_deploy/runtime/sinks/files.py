@@ -26,6 +26,7 @@ class FilesSink:
         self._folder = folder
         self._products = products
         self.products = " ".join(file.replace("/", "") for file in sorted(products.files("").values()))
+        self.targets = tuple(folder / name for name in products.files(""))
         self.outputs: tuple[str, ...] = ("confidence",) if products.confidence else ()
 
     def encode(self, frame: Frame, result: Segmentation) -> dict[str, bytes]:

@@ -24,6 +24,7 @@ class LinesSink:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self.targets = (path,)
         self._file: BinaryIO | None = None
 
     def encode(self, frame: Frame, result: Segmentation) -> bytes:
@@ -66,9 +67,9 @@ class LinesSink:
 
     def close(self) -> None:
         """See `Sink.close`."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        file, self._file = self._file, None
+        if file is not None:
+            file.close()
 
     def _open(self) -> BinaryIO:
         if self._file is None:

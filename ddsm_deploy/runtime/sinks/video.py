@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ddsm_deploy.errors import BackendError, BackendMissing
+from ddsm_deploy.errors import BackendError, BackendMissing, InputError
 from ddsm_deploy.images import Image
 from ddsm_deploy.runtime.segmentation import Segmentation
 from ddsm_deploy.runtime.sinks.base import Parts
@@ -49,6 +49,7 @@ class VideoSink:
             raise BackendError("this PyAV has no H.264 encoder (libx264); install a wheel of av from PyPI")
         self._av = av
         self._path = path
+        self.targets = (path,)
         self._rate = fractions.Fraction(rate or 30.0).limit_denominator(1001)
         self._parts = Parts(parts, ".mp4")
         self._starts: list[int] = []  # first presentation time of each part, ticks from the first frame on
@@ -67,6 +68,9 @@ class VideoSink:
     def write(self, frame: Frame, encoded: Image) -> None:
         """See `Sink.write`."""
         height, width = encoded.shape[0] // 2 * 2, encoded.shape[1] // 2 * 2
+        if not height or not width:
+            size = "x".join(map(str, encoded.shape[1::-1]))
+            raise InputError(f"frame {frame.index} is of {size} pixels; a video takes 2x2 at least")
         self._size = self._size or (height, width)
         self._first = frame.stamp if self._first is None else self._first
         time = round((frame.stamp - self._first) * TICKS / 1_000_000_000)
@@ -128,9 +132,9 @@ class VideoSink:
 
     def close(self) -> None:
         """See `Sink.close`."""
-        if self._output is not None:
-            self._output.close()
-            self._output = None
+        output, self._output = self._output, None
+        if output is not None:
+            output.close()
 
     def _begin(self, start: int) -> None:
         assert self._size is not None
