@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -106,5 +107,7 @@ def train(
     )
     with require("train"):
         result = run(config, lambda text: print(text, file=sys.stderr))
+    if int(os.environ.get("LOCAL_RANK", "0")):  # one process of several tells
+        return
     print(f"best: {result.checkpoint} (val mIoU {result.miou:.2f}, epoch {result.epoch})")
     print(f"last: {result.final} (val mIoU {result.final_miou:.2f})")

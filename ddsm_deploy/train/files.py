@@ -21,6 +21,10 @@ _FREE = frozenset({"data", "output", "epochs", "validate_every", "workers", "dev
 """Of `TrainConfig`, what may be another when a run goes on."""
 
 
+_BEFORE = {"rare_crops": 0.0, "jaccard": 0.0, "strong_photometric": 0.0}
+"""What runs did that were begun before there were these options, and whose record lacks them."""
+
+
 def plain_values(config: TrainConfig) -> dict[str, Any]:
     """A run's numbers as its `CONFIG` holds them."""
     values: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config), default=str))
@@ -65,9 +69,10 @@ def _check_same(config: TrainConfig) -> None:
         there = {**begun, **network}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as exc:
         raise InputError(f"{path}: can't be read ({exc}), and tells how the run was begun") from exc
+    there = {**_BEFORE, **there}
     wanted = plain_values(config)
     wanted |= wanted.pop("network")
-    # fields that a later version brought are at their defaults, or the checkpoint tells
+    # other fields that a later version brought are at their defaults, or the checkpoint tells
     differing = [name for name in sorted(there.keys() & wanted.keys() - _FREE) if there[name] != wanted[name]]
     if differing:
         words = ", ".join(f"{name} {there[name]} (now {wanted[name]})" for name in differing)

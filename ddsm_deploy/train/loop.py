@@ -8,6 +8,7 @@ import dataclasses
 import json
 import logging
 import math
+import pickle
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -20,12 +21,14 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from timm.layers import convert_sync_batchnorm
 from torch.utils.data import DataLoader
+from torch.utils.data.distributed import DistributedSampler
 
 from ddsm_deploy import kernels
 from ddsm_deploy.artifact import resolve
 from ddsm_deploy.datasets import Dataset
-from ddsm_deploy.errors import ConfigError, InputError
+from ddsm_deploy.errors import ArtifactError, ConfigError, DdsmError, InputError
 from ddsm_deploy.model.checkpoint import read_spec, save_checkpoint, start_from
 from ddsm_deploy.model.network import build_network, load_imagenet
 from ddsm_deploy.spec import ModelSpec
@@ -81,9 +84,9 @@ class KeepBest(Callback):
             return
         if math.isnan(miou):
             raise InputError("the validation split has no pixel of a class; look at its labels, and at classes.json")
-        pl_module.log("val/miou", miou, prog_bar=True)
+        pl_module.log("val/miou", miou, prog_bar=True, sync_dist=True)  # the same on every device
         for name, iou in zip(pl_module.spec.classes, classes, strict=True):
-            pl_module.log(f"val/iou/{name}", iou)
+            pl_module.log(f"val/iou/{name}", iou, sync_dist=True)
         paths = [self.final]
         self.newest = miou
         if miou > self.miou:
@@ -99,6 +102,11 @@ class KeepBest(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.miou, self.epoch = state_dict["miou"], state_dict["epoch"]
+        with contextlib.suppress(ArtifactError, KeyError, ValueError):  # none is there
+            there = read_spec(self.best).provenance
+            miou = float(there["val_miou"])
+            if miou > self.miou + 0.01:  # a kill came between the two files; what is written there is rounded
+                self.miou, self.epoch = miou, int(there["epoch"])
         self.newest = state_dict.get("newest", self.newest)  # runs begun before there was one go on all the same
 
 
@@ -108,26 +116,34 @@ def fit(config: TrainConfig, training: Dataset, validation: Dataset, progress: C
     task = _task(config, training, progress)
     best = KeepBest(config.output)
     try:
-        trainer = _trainer(config, best)
+        with _quiet():
+            trainer = _trainer(config, best)
     except (MisconfigurationException, ValueError) as exc:
         raise ConfigError(
             f"{' '.join(str(exc).split())} (accelerator {config.accelerator}, devices {config.devices})"
         ) from exc
     if hint := slow_sampling(config, trainer.strategy.root_device.type):
         progress(hint)
+    device = trainer.strategy.root_device.type
+    if config.precision == "fp16" and device == "cpu":
+        raise ConfigError("no training in fp16 on a CPU; take --precision bf16 or fp32")
+    if (least := min(len(training.samples), len(validation.samples))) < trainer.world_size:
+        raise ConfigError(f"{least} images can't be shared out over {trainer.world_size} devices; take fewer devices")
+    if trainer.world_size > 1 and device == "cuda":
+        synchronise_norms(task.network)
     _record(config)
-    loaders = (
-        _loader(TrainImages(training, config), config, shuffle=True),
-        _loader(EvalImages(validation, config), config, shuffle=False),
-    )
+    data = Loaders(TrainImages(training, config), EvalImages(validation, config), config)
     try:
         with _quiet():
             # weights_only: tensors and plain values, nothing in the file is executed
-            trainer.fit(task, *loaders, ckpt_path=config.output / LAST if config.resume else None, weights_only=True)
+            trainer.fit(task, data, ckpt_path=config.output / LAST if config.resume else None, weights_only=True)
     except SystemExit:
         if not trainer.interrupted:
             raise
         raise KeyboardInterrupt from None  # Lightning makes exit code 1 of it, as if the run had failed
+    except DdsmError as exc:
+        # of a worker process it comes with that one's traceback
+        raise type(exc)(str(exc).rpartition(f"{type(exc).__name__}: ")[2].strip()) from exc
     return TrainResult(best.best, best.miou, best.epoch, best.final, best.newest)
 
 
@@ -199,7 +215,7 @@ def _trainer(config: TrainConfig, best: KeepBest) -> pl.Trainer:
         ],
         plugins=[AtomicCheckpointIO()],
         gradient_clip_val=5.0,
-        sync_batchnorm=config.devices not in ("auto", "1"),
+        use_distributed_sampler=False,  # `Loaders` shares the images out
         num_sanity_val_steps=1,
         check_val_every_n_epoch=config.validate_every,
         log_every_n_steps=10,
@@ -221,7 +237,8 @@ def csv_log(config: TrainConfig) -> CSVLogger:
     with temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, names)
         writer.writeheader()
-        writer.writerows(row for row in rows if int(row["step"]) < steps)
+        # the last line may be half of one
+        writer.writerows(row for row in rows if (row["step"] or "").isdigit() and int(row["step"]) < steps)
     with _quiet():
         experiment = logger.experiment  # made here, which deletes the file
     experiment.metrics_keys = names
@@ -242,7 +259,11 @@ def slow_sampling(config: TrainConfig, device: str) -> str:
 
 
 def _steps_done(config: TrainConfig) -> int:
-    return int(torch.load(config.output / LAST, weights_only=True, map_location="cpu")["global_step"])
+    path = config.output / LAST
+    try:
+        return int(torch.load(path, weights_only=True, map_location="cpu")["global_step"])
+    except (OSError, RuntimeError, KeyError, EOFError, pickle.UnpicklingError) as exc:
+        raise InputError(f"{path}: damaged, or no checkpoint of a run ({str(exc).splitlines()[0]})") from exc
 
 
 def lightning_precision(precision: str) -> Any:
@@ -259,15 +280,40 @@ def lightning_precision(precision: str) -> Any:
     return {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}[precision]
 
 
-def _loader(images: Any, config: TrainConfig, *, shuffle: bool) -> DataLoader[Any]:
-    return DataLoader(
-        images,
-        batch_size=config.batch,
-        shuffle=shuffle,
-        drop_last=shuffle and len(images) >= config.batch,
-        num_workers=config.workers,
-        persistent_workers=config.workers > 0,
-    )
+class Loaders(pl.LightningDataModule):
+    """The images, shared out over the devices: for training padded to the same number, for validation each once, or the
+    score would count some twice."""
+
+    def __init__(self, training: TrainImages, validation: EvalImages, config: TrainConfig) -> None:
+        super().__init__()
+        self.training, self.validation, self.config = training, validation, config
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        world, rank = self._place()
+        own = math.ceil(len(self.training) / world)
+        sampler = None
+        if world > 1:
+            sampler = DistributedSampler(self.training, world, rank, shuffle=True, seed=seed_of(self.config))
+        return self._loader(self.training, sampler=sampler, shuffle=sampler is None, drop_last=own >= self.config.batch)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        world, rank = self._place()
+        return self._loader(self.validation, sampler=range(rank, len(self.validation), world))
+
+    def _place(self) -> tuple[int, int]:
+        return (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)
+
+    def _loader(self, images: Any, **options: Any) -> DataLoader[Any]:
+        workers = self.config.workers
+        return DataLoader(
+            images, batch_size=self.config.batch, num_workers=workers, persistent_workers=workers > 0, **options
+        )
+
+
+def synchronise_norms(network: torch.nn.Module) -> None:
+    """Batch norms with statistics over all devices. By timm: PyTorch's own conversion drops the activations that timm's
+    norms hold."""
+    convert_sync_batchnorm(network)
 
 
 @contextlib.contextmanager
@@ -280,6 +326,7 @@ def _quiet() -> Iterator[None]:
             "The number of training batches",
             "The '.*_dataloader'",
             "Experiment logs",
+            "You passed `Trainer.*16-mixed",
         ):
             warnings.filterwarnings("ignore", message=text)
         yield

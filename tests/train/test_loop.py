@@ -13,13 +13,20 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from ddsm_deploy import kernels
+from ddsm_deploy.datasets import open_dataset
 from ddsm_deploy.errors import ConfigError
+from ddsm_deploy.evaluate.accuracy import evaluate
 from ddsm_deploy.model.checkpoint import read_spec
+from ddsm_deploy.model.network import build_network
+from ddsm_deploy.runtime.segmenter import Segmenter
 from ddsm_deploy.spec import NetworkConfig
 from ddsm_deploy.train.config import TrainConfig
+from ddsm_deploy.train.data import EvalImages, TrainImages
+from ddsm_deploy.train.loop import Loaders, synchronise_norms
 
 
 @pytest.fixture(scope="module")
@@ -192,6 +199,77 @@ def test_ctrl_c_ends_with_130_and_keeps_the_last_epoch(scenes: Path, tmp_path: P
     assert (output / "best.safetensors").exists() and (output / "last.ckpt").exists()
 
 
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_devices_share_the_images_out(
+    world: int, scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Padded to the same number for training, whose devices go in step, and each once for validation."""
+    config = TrainConfig(data=scenes, output=tmp_path, dataset="folder", height=64, width=96, batch=2, workers=0)
+    training, validation = (open_dataset("folder", scenes, split) for split in ("train", "val"))
+    data = Loaders(TrainImages(training, config), EvalImages(validation, config), config)
+    batches, labels = [], []
+    for rank in range(world):
+        monkeypatch.setattr(data, "_place", lambda rank=rank: (world, rank))
+        batches.append(len(data.train_dataloader()))
+        labels += [picture for _, batch in data.val_dataloader() for picture in batch.numpy()]
+    assert len(set(batches)) == 1 and batches[0] >= 1
+    want = sorted(data.validation[index][1].numpy().tobytes() for index in range(len(validation.samples)))
+    assert sorted(picture.tobytes() for picture in labels) == want
+
+
+def test_a_run_on_two_devices(scenes: Path, tmp_path: Path) -> None:
+    options = ("--devices", "2", "--precision", "fp32", "--batch", "2", "--epochs", "6", "--validate-every", "6")
+    done = run(*command(scenes, tmp_path / "run", *options, "--lr", "0.01"))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("last:") == 1
+    final = tmp_path / "run" / "final.safetensors"
+    with Segmenter.open(final, backend="torch", precision="fp32") as segmenter:
+        score = evaluate(segmenter, open_dataset("folder", scenes, "val"))
+    assert score.miou > 1
+    # on CPUs each process has batch statistics of its own in its last step
+    assert float(read_spec(final).provenance["val_miou"]) == pytest.approx(score.miou, abs=0.5)
+
+
+@pytest.mark.parametrize("backbone", ["efficientnet_lite0", "resnet10t"])
+def test_norms_over_devices_compute_the_same(backbone: str) -> None:
+    """timm's norms hold activations, which PyTorch's own conversion loses."""
+    network = build_network(NetworkConfig(backbone=backbone, channels=16), 3).eval()
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        want = network(x)
+        names = list(network.state_dict())
+        synchronise_norms(network)
+        assert sum(isinstance(module, torch.nn.SyncBatchNorm) for module in network.modules()) > 20
+        torch.testing.assert_close(network(x), want)
+    assert list(network.state_dict()) == names
+
+
+def test_the_best_network_outlives_a_kill_before_the_checkpoint(finished: Path, scenes: Path, tmp_path: Path) -> None:
+    from ddsm_deploy.train.loop import KeepBest
+
+    shutil.copy(finished / "best.safetensors", tmp_path)
+    there = read_spec(tmp_path / "best.safetensors").provenance
+    keeper = KeepBest(tmp_path)
+    keeper.load_state_dict({"miou": 0.0, "epoch": 0, "newest": 0.0})
+    assert (keeper.miou, keeper.epoch) == (float(there["val_miou"]), int(there["epoch"]))
+
+
+def test_damage_is_one_line(finished: Path, scenes: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "run"
+    shutil.copytree(finished, broken)
+    (broken / "last.ckpt").write_bytes((finished / "last.ckpt").read_bytes()[:5000])
+    failed = run(*command(scenes, broken, "--epochs", "8", "--validate-every", "2", "--resume"))
+    assert failed.returncode == 1
+    assert "last.ckpt: damaged" in failed.stderr and len(failed.stderr.strip().splitlines()) == 1
+    data = tmp_path / "data"
+    shutil.copytree(scenes, data)
+    image = min((data / "train" / "images").iterdir())
+    image.write_bytes(image.read_bytes()[:200])
+    failed = run(*command(data, tmp_path / "other", "--epochs", "1", "--workers", "1"))
+    assert failed.returncode == 1
+    assert image.name in failed.stderr and "Traceback" not in failed.stderr
+
+
 @pytest.mark.parametrize(
     ("extra", "says"),
     [
@@ -200,6 +278,7 @@ def test_ctrl_c_ends_with_130_and_keeps_the_last_epoch(scenes: Path, tmp_path: P
         (["--precision", "int3"], "precision"),
         (["--dataset", "voc"], "camvid"),
         (["--resume"], "nothing to resume"),
+        (["--precision", "fp16"], "no training in fp16 on a CPU"),
         (["--workers", "-1"], "workers is -1"),
         (["--accelerator", "abacus"], "accelerator abacus"),
         (["--val-split", "train"], "the splits train and train are the same images"),
