@@ -83,7 +83,7 @@ def main() -> None:
     args.output.mkdir(parents=True, exist_ok=True)
     args.val = args.data
     if args.hold:
-        args.data = without_drive(args.data, args.hold, args.output / "data")
+        args.data = without_drive(args.data, args.hold, args.output / f"data-{args.hold}")
     record = args.output / "ablation.json"
     results: list[dict[str, Any]] = json.loads(record.read_text()) if record.exists() else []
     if args.latency:
@@ -94,6 +94,8 @@ def main() -> None:
                     result["latency_ms"] = ms
         record.write_text(json.dumps(results, indent=2) + "\n")
     else:
+        if any(result.get("hold") != args.hold for result in results):
+            parser.error(f"{record} is of another --hold; take another RUNS")
         done = {(result["row"], result["seed"]) for result in results}
         # all rows of one seed first: a stopped ablation still compares like with like
         left = [(name, seed) for seed in args.seeds for name in args.only if (name, seed) not in done]
@@ -107,6 +109,8 @@ def main() -> None:
 
 def without_drive(data: Path, drive: str, folder: Path) -> Path:
     """CamVid in links: train without one drive, whose frames are val."""
+    if not any(path.name.startswith(drive) for path in (data / "train").iterdir()):
+        raise SystemExit(f"no frame of {data / 'train'} is of a drive {drive}")
     for kind in ("", "annot"):
         for source in (data / f"train{kind}").resolve().iterdir():
             part = "val" if source.name.startswith(drive) else "train"
@@ -154,6 +158,7 @@ def one(args: argparse.Namespace, name: str, seed: int) -> dict[str, Any]:
         "boundary_f": score.boundary_f,
         "per_class": dict(score.per_class),
         "val_miou": val.miou,
+        "hold": args.hold,
         "minutes": minutes,
     }
 

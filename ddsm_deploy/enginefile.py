@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -270,7 +270,7 @@ def rebuild_line(record: EngineRecord, path: Path, **changes: str) -> str:
 
 
 @contextlib.contextmanager
-def writing_engine(output: Path, *, sources: Iterable[Path] = ()) -> Iterator[tuple[Path, Path]]:
+def writing_engine(output: Path, *, sources: Collection[Path] = ()) -> Iterator[tuple[Path, Path]]:
     """Temporary files for an engine and its record, renamed to `output` and its `record_path` if the block ends well.
 
     That both can be written is tried out at once, for a build may take an hour.

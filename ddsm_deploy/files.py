@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from ddsm_deploy.errors import InputError
 
 
 @contextmanager
-def replacing(output: Path, *, sources: Iterable[Path] = ()) -> Iterator[Path]:
+def replacing(output: Path, *, sources: Collection[Path] = ()) -> Iterator[Path]:
     """A temporary file beside `output`, tried out for writing at once and renamed to it if the block ends well.
 
     Raises:
@@ -25,6 +25,8 @@ def replacing(output: Path, *, sources: Iterable[Path] = ()) -> Iterator[Path]:
         raise InputError(f"{output}: is a device or a pipe; expected the name of a file")
     if output.exists() and any(source.exists() and source.samefile(output) for source in sources):
         raise InputError(f"{output}: belongs to the model that is read; expected the name of another file")
+    if sources:
+        _check_no_bundle(output)
     try:
         with writing(output):
             output.parent.mkdir(parents=True, exist_ok=True)
@@ -35,6 +37,17 @@ def replacing(output: Path, *, sources: Iterable[Path] = ()) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # it was renamed, or its folder can't even be entered
             temporary.unlink()
+
+
+def _check_no_bundle(output: Path) -> None:
+    """Refuses a model's file where a bundle, or a file that it records, lies."""
+    from ddsm_deploy.bundlefile import BUNDLE_FILE, bundle_at
+
+    if output.suffix.lower() == ".zip":
+        raise InputError(f"{output}: is the name of a bundle; expected that of one file")
+    bundle = bundle_at(output.parent)
+    if bundle is not None and output.name in (BUNDLE_FILE, *bundle.files):
+        raise InputError(f"{output}: belongs to the bundle {bundle.name}; take another name, and `ddsm bundle` adds it")
 
 
 @contextmanager

@@ -108,18 +108,14 @@ def choose(
         return open_named(artifact, "triton", options, "triton, where the model is served")
     frames = frames_for(artifact.spec, images, size or (artifact.spec.height, artifact.spec.width))
     facts = facts_of(artifact, options, size=size, frames=frames.digest)
-    kept = None if fresh else recall(facts)
-    if kept is not None:
-        with contextlib.suppress(DdsmError):  # what ran then no longer does: measured anew
-            return open_decided(artifact, kept, options)
-        if (
-            options.outputs is not None
-        ):  # or it lacks an output: that is a question of its own, and its answer kept apart
-            facts = {**facts, "outputs": sorted(options.outputs)}
-            kept = recall(facts)
-            if kept is not None:
-                with contextlib.suppress(DdsmError):
-                    return open_decided(artifact, kept, options)
+    questions = [facts]
+    if set(options.outputs or ("mask",)) != {"mask"}:  # which some of the files may lack: a question of its own
+        questions.append({**facts, "outputs": sorted(options.outputs or ())})
+    for facts in questions:
+        kept = None if fresh else recall(facts)
+        if kept is not None:
+            with contextlib.suppress(DdsmError):  # what ran then no longer does, or lacks an output
+                return open_decided(artifact, kept, options)
     with open_candidates(artifact, options) as candidates:
         if not candidates.found:
             return _open_torch(artifact, options, candidates.others)

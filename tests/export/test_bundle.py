@@ -15,6 +15,7 @@ from ddsm_deploy.errors import ArtifactError, InputError
 from ddsm_deploy.export import ExportOptions, export_onnx, write_bundle
 from ddsm_deploy.files import replacing
 from ddsm_deploy.onnxfile import external_files
+from ddsm_deploy.packing import make_bundle
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +81,17 @@ def test_the_checkpoint_is_not_written_over(checkpoint: Callable[..., Path], tmp
         with pytest.raises(InputError, match="belongs to the model that is read"):
             export_onnx(source, output)
     assert source.read_bytes() == checkpoint("add").read_bytes()
+
+
+def test_no_bundle_is_written_over(checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    folder = tmp_path / "b"
+    write_bundle(checkpoint("add"), folder, name="b", options=ExportOptions(verify=False))
+    make_bundle(tmp_path / "b.zip", [folder])
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for name in ("b.zip", "b/model.onnx", "b/bundle.json", "b/model.safetensors"):
+        with pytest.raises(InputError, match=r"bundle|folder|belongs"):
+            export_onnx(checkpoint("add"), tmp_path / name)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
 def test_a_pipe_or_device_stays_one(tmp_path: Path) -> None:

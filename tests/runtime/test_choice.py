@@ -226,12 +226,25 @@ def test_a_kept_decision_that_no_longer_opens_is_measured_anew(tmp_path: Path) -
         assert "measured now" in segmenter.choice
 
 
+def test_further_outputs_are_a_question_of_their_own(tmp_path: Path) -> None:
+    """Files without them are no candidates then: nobody else may be told the answer."""
+    model = write_colour_model(tmp_path / "model.onnx", confidence=True)
+    wanted = EngineOptions(outputs=("mask", "confidence"))
+    for fresh in (False, True):
+        with Segmenter.open(model, options=wanted, fresh=fresh) as segmenter:
+            assert "measured now" in segmenter.choice
+    with Segmenter.open(model, options=wanted) as segmenter:
+        assert "measured earlier" in segmenter.choice
+    with Segmenter.open(model) as segmenter:
+        assert "measured now" in segmenter.choice
+
+
 def test_outputs_that_a_kept_decision_lacks_do_not_replace_it(tmp_path: Path) -> None:
-    model = write_colour_model(tmp_path / "model.onnx")
+    model = write_colour_model(tmp_path / "model.onnx", confidence=True)
     kept = decided(
         model, Trial(backend="onnxruntime", precision="fp32", options={"streams": 2}, ms=1.0)
     )  # not openable
-    wanted = EngineOptions(outputs=("mask",))
+    wanted = EngineOptions(outputs=("mask", "confidence"))
     with Segmenter.open(model, options=wanted) as segmenter:
         assert "measured now" in segmenter.choice
     with Segmenter.open(model, options=wanted) as segmenter:
