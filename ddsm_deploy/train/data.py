@@ -142,10 +142,10 @@ def _strong_saturation(rng: np.random.Generator) -> float:
 def _uneven_light(size: tuple[int, int], rng: np.random.Generator) -> npt.NDArray[np.float32] | None:
     """Factors H×W: light that changes smoothly, and a shadow on one side of a line; None where there is neither."""
     rows, columns = size
-    light = None
+    light: npt.NDArray[np.float32] | None = None
     if rng.random() < 0.4:
         corners = np.exp(rng.uniform(np.log(0.45), np.log(1.4), (3, 4))).astype(np.float32)
-        light = cv2.resize(corners, (columns, rows), interpolation=cv2.INTER_CUBIC)
+        light = cv2.resize(corners, (columns, rows), interpolation=cv2.INTER_CUBIC).astype(np.float32, copy=False)
     if rng.random() < 0.3:
         angle, (row, column) = rng.uniform(0, 2 * np.pi), rng.uniform(0, size)
         y, x = np.ogrid[:rows, :columns]
@@ -163,7 +163,7 @@ def _shift_colours(image: Pixels, *, hue: float, saturation: float) -> Pixels:
     hues = ((ramp + hue) % 180).astype(np.uint8)
     saturations = (ramp * saturation).clip(0, 255).astype(np.uint8)
     hsv = cv2.LUT(hsv, np.stack([hues, saturations, np.arange(256, dtype=np.uint8)], 1)[None])
-    return cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR)
+    return cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR).astype(np.uint8, copy=False)
 
 
 def _log_uniform(rng: np.random.Generator, least: float, greatest: float) -> float:

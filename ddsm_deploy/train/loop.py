@@ -291,7 +291,7 @@ class Loaders(pl.LightningDataModule):
     def train_dataloader(self) -> DataLoader[Any]:
         world, rank = self._place()
         own = math.ceil(len(self.training) / world)
-        sampler = None
+        sampler: DistributedSampler[Any] | None = None
         if world > 1:
             sampler = DistributedSampler(self.training, world, rank, shuffle=True, seed=seed_of(self.config))
         return self._loader(self.training, sampler=sampler, shuffle=sampler is None, drop_last=own >= self.config.batch)

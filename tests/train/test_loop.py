@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import json
 import os
 import shutil
 import signal
@@ -26,6 +27,7 @@ from ddsm_deploy.runtime.segmenter import Segmenter
 from ddsm_deploy.spec import NetworkConfig
 from ddsm_deploy.train.config import TrainConfig
 from ddsm_deploy.train.data import EvalImages, TrainImages
+from ddsm_deploy.train.files import open_run
 from ddsm_deploy.train.loop import Loaders, synchronise_norms
 
 
@@ -140,6 +142,18 @@ def test_a_run_is_not_gone_on_with_as_another(finished: Path, scenes: Path) -> N
     assert other.returncode == 1
     assert "begun with enlarge 1.0 (now 1.5), seed 0 (now 3); --resume takes the same" in other.stderr
     assert {name: (finished / name).read_bytes() for name in before} == before
+
+
+def test_what_an_older_run_had_not_is_no_default(finished: Path, scenes: Path, tmp_path: Path) -> None:
+    begun = json.loads((finished / "config.json").read_text())
+    del begun["strong_photometric"]
+    (tmp_path / "config.json").write_text(json.dumps(begun))
+    (tmp_path / "last.ckpt").touch()
+    there = {key: value for key, value in begun.items() if key not in ("data", "output", "network", "resume")}
+    there["crop"], there["scale"] = tuple(there["crop"]), tuple(there["scale"])
+    config = TrainConfig(data=scenes, output=tmp_path, network=NetworkConfig(**begun["network"]), resume=True, **there)
+    with pytest.raises(ConfigError, match=r"begun with strong_photometric 0\.0 \(now 0\.5\)"):
+        open_run(config)
 
 
 def test_a_run_that_goes_on_draws_other_crops(finished: Path, scenes: Path) -> None:
