@@ -26,7 +26,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from ddsm_deploy.cache import cache_folder
-from ddsm_deploy.errors import ArtifactError
+from ddsm_deploy.errors import ArtifactError, InputError
 from ddsm_deploy.spec import PRECISIONS, sha256_of
 
 BUNDLE_FILE = "bundle.json"
@@ -207,6 +207,19 @@ def bundle_at(path: Path) -> Bundle | None:
         return None
     except ArtifactError:
         return None
+
+
+def refuse_bundle(output: Path) -> None:
+    """Refuses the name of a model's one file where a bundle lies, or a file that one records.
+
+    Raises:
+        InputError: it is such a name.
+    """
+    if output.suffix.lower() == ".zip":
+        raise InputError(f"{output}: is the name of a bundle; expected that of one file")
+    bundle = bundle_at(output.parent)
+    if bundle is not None and output.name in (BUNDLE_FILE, *bundle.files):
+        raise InputError(f"{output}: belongs to the bundle {bundle.name}; take another name, and `ddsm bundle` adds it")
 
 
 def unpack(path: Path) -> Path:

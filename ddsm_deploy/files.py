@@ -25,8 +25,6 @@ def replacing(output: Path, *, sources: Collection[Path] = ()) -> Iterator[Path]
         raise InputError(f"{output}: is a device or a pipe; expected the name of a file")
     if output.exists() and any(source.exists() and source.samefile(output) for source in sources):
         raise InputError(f"{output}: belongs to the model that is read; expected the name of another file")
-    if sources:
-        _check_no_bundle(output)
     try:
         with writing(output):
             output.parent.mkdir(parents=True, exist_ok=True)
@@ -37,17 +35,6 @@ def replacing(output: Path, *, sources: Collection[Path] = ()) -> Iterator[Path]
     finally:
         with suppress(OSError):  # it was renamed, or its folder can't even be entered
             temporary.unlink()
-
-
-def _check_no_bundle(output: Path) -> None:
-    """Refuses a model's file where a bundle, or a file that it records, lies."""
-    from ddsm_deploy.bundlefile import BUNDLE_FILE, bundle_at
-
-    if output.suffix.lower() == ".zip":
-        raise InputError(f"{output}: is the name of a bundle; expected that of one file")
-    bundle = bundle_at(output.parent)
-    if bundle is not None and output.name in (BUNDLE_FILE, *bundle.files):
-        raise InputError(f"{output}: belongs to the bundle {bundle.name}; take another name, and `ddsm bundle` adds it")
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import logging
 import re
 
 import timm
+import timm.layers
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -146,6 +147,12 @@ def load_imagenet(backbone: nn.Module, name: str) -> tuple[tuple[float, ...], tu
     backbone.load_state_dict(source.state_dict())
     cfg = source.pretrained_cfg
     return tuple(255.0 * m for m in cfg["mean"]), tuple(255.0 * s for s in cfg["std"])
+
+
+def synchronise_norms(network: nn.Module) -> None:
+    """Gives batch norms statistics over all devices of a training. By timm: PyTorch's own conversion drops the
+    activations that timm's norms hold."""
+    timm.layers.convert_sync_batchnorm(network)
 
 
 def _packaged_weights(name: str) -> str | None:

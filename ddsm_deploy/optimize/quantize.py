@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ddsm_deploy.artifact import Artifact, resolve
+from ddsm_deploy.bundlefile import refuse_bundle
 from ddsm_deploy.errors import ArtifactError, BackendError, ConfigError, GateError
 from ddsm_deploy.export.fp16 import to_fp16
 from ddsm_deploy.export.onnxgraph import Graph, load_graph, plain_graph, save_graph
@@ -194,6 +195,7 @@ def quantize(
         raise ArtifactError(
             f"{source}: written in {artifact.spec.precision}; quantize the float32 file it was made from"
         )
+    refuse_bundle(output)
     calibration = frames.spread(options.images)
     doubts = check_frames(calibration, artifact.spec)
     graph = _graph(source, options)

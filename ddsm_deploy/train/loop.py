@@ -21,7 +21,6 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from timm.layers import convert_sync_batchnorm
 from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 
@@ -30,7 +29,7 @@ from ddsm_deploy.artifact import resolve
 from ddsm_deploy.datasets import Dataset
 from ddsm_deploy.errors import ArtifactError, ConfigError, DdsmError, InputError
 from ddsm_deploy.model.checkpoint import read_spec, save_checkpoint, start_from
-from ddsm_deploy.model.network import build_network, load_imagenet
+from ddsm_deploy.model.network import build_network, load_imagenet, synchronise_norms
 from ddsm_deploy.spec import ModelSpec
 from ddsm_deploy.train.config import TrainConfig
 from ddsm_deploy.train.data import EvalImages, TrainImages, class_weights
@@ -308,12 +307,6 @@ class Loaders(pl.LightningDataModule):
         return DataLoader(
             images, batch_size=self.config.batch, num_workers=workers, persistent_workers=workers > 0, **options
         )
-
-
-def synchronise_norms(network: torch.nn.Module) -> None:
-    """Batch norms with statistics over all devices. By timm: PyTorch's own conversion drops the activations that timm's
-    norms hold."""
-    convert_sync_batchnorm(network)
 
 
 @contextlib.contextmanager

@@ -22,13 +22,13 @@ from ddsm_deploy.datasets import open_dataset
 from ddsm_deploy.errors import ConfigError
 from ddsm_deploy.evaluate.accuracy import evaluate
 from ddsm_deploy.model.checkpoint import read_spec
-from ddsm_deploy.model.network import build_network
+from ddsm_deploy.model.network import build_network, synchronise_norms
 from ddsm_deploy.runtime.segmenter import Segmenter
 from ddsm_deploy.spec import NetworkConfig
 from ddsm_deploy.train.config import TrainConfig
 from ddsm_deploy.train.data import EvalImages, TrainImages
 from ddsm_deploy.train.files import open_run
-from ddsm_deploy.train.loop import Loaders, synchronise_norms
+from ddsm_deploy.train.loop import Loaders
 
 
 @pytest.fixture(scope="module")
