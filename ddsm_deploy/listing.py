@@ -20,6 +20,10 @@ PRODUCT_FOLDERS = ("masks", "color", "overlay", "confidence", "polygons")
 """Folders that a run makes in its output folder, one a product."""
 
 
+NOT_OURS = "is there already, and no record tells of a run that made it; take another output folder, or --overwrite"
+"""What is said of a file in an output folder that would be written over."""
+
+
 def walk(root: str, is_output: Callable[[str], bool]) -> Iterator[str]:
     """Paths of the images below a folder; hidden entries, links to folders and those of `is_output` are passed over."""
     for folder, folders, files in os.walk(root):

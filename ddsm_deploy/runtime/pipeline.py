@@ -28,7 +28,7 @@ import cv2
 from ddsm_deploy.artifact import Artifact, resolve
 from ddsm_deploy.engines import EngineOptions
 from ddsm_deploy.errors import ConfigError, DdsmError, InputError
-from ddsm_deploy.listing import JOURNAL_NAME, MANIFEST_NAME
+from ddsm_deploy.listing import JOURNAL_NAME, MANIFEST_NAME, NOT_OURS
 from ddsm_deploy.onnxweights import model_sha256
 from ddsm_deploy.runtime.coco import write_coco
 from ddsm_deploy.runtime.decisions import Decision, facts_of, recall, usable_cores
@@ -308,10 +308,7 @@ def check_targets(found: Sequence[Source], output: Path, products: Products, *, 
             if target in inputs:
                 raise ConfigError(f"{target} is a source, and would be written over; take another output folder")
             if strangers and Path(target).is_file():
-                raise ConfigError(
-                    f"{target} is there already, and no record tells that an earlier run made it; take another output "
-                    "folder, or --overwrite"
-                )
+                raise ConfigError(f"{target} {NOT_OURS}")
 
 
 def check_owners(found: Sequence[Source], manifest: Manifest, output: Path | str) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 import cv2
 
 from ddsm_deploy.errors import ConfigError, DdsmError, InputError
-from ddsm_deploy.listing import JOURNAL_NAME, MANIFEST_NAME
+from ddsm_deploy.listing import JOURNAL_NAME, MANIFEST_NAME, NOT_OURS
 from ddsm_deploy.runtime.decisions import usable_cores
 from ddsm_deploy.runtime.flow import Flow
 from ddsm_deploy.runtime.journal import Journal, Progress
@@ -169,10 +169,7 @@ def _check_targets(source: Source, sinks: Mapping[str, Sink], options: StreamOpt
             if any(one == place or place in one.parents for one in inputs):
                 raise ConfigError(f"{target} is where {source.name} lies; take another output folder")
             if strangers and target.exists() and not (target.is_dir() and not any(target.iterdir())):
-                raise ConfigError(
-                    f"{target} is there already, and no record tells that an earlier run made it; take another output "
-                    "folder, or --overwrite"
-                )
+                raise ConfigError(f"{target} {NOT_OURS}")
 
 
 class _Run:

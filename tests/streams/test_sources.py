@@ -176,25 +176,26 @@ def test_a_camera_that_is_not_there() -> None:
 
 
 class Camera(http.server.BaseHTTPRequestHandler):
-    """A network camera (MJPEG over HTTP) that hangs up after some pictures."""
+    """A network camera (MJPEG over HTTP). Its pictures are made by a function of their number; after `length` of them
+    it hangs up, and notes in `served` how many they were."""
 
-    def __init__(self, served: list[int], *args: object) -> None:
-        self.served = served
+    def __init__(self, encode: Callable[[int], bytes], length: int, served: list[int], *args: object) -> None:
+        self.encode, self.length, self.served = encode, length, served
         super().__init__(*args)  # type: ignore[arg-type]
 
     def do_GET(self) -> None:
         self.send_response(200)
         self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=frame")
         self.end_headers()
-        for index in range(20):
-            data = cv2.imencode(".jpg", np.full((48, 64, 3), 10 * index, np.uint8))[1].tobytes()
+        for index in range(self.length):
+            data = self.encode(index)
             head = f"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: {len(data)}\r\n\r\n".encode()
             try:
                 self.wfile.write(head + data + b"\r\n")
             except OSError:  # the reader has gone
                 return
             time.sleep(0.01)
-        self.served.append(20)
+        self.served.append(self.length)
 
     def log_message(self, *args: object) -> None:
         pass
@@ -224,7 +225,11 @@ def serving(handler: Callable[..., http.server.BaseHTTPRequestHandler]) -> Itera
 @pytest.fixture
 def camera() -> Iterator[tuple[str, list[int]]]:
     served: list[int] = []
-    with serving(functools.partial(Camera, served)) as address:
+
+    def encode(index: int) -> bytes:
+        return cv2.imencode(".jpg", np.full((48, 64, 3), 10 * index, np.uint8))[1].tobytes()
+
+    with serving(functools.partial(Camera, encode, 20, served)) as address:
         yield f"{address}/stream.mjpg", served
 
 
@@ -245,39 +250,15 @@ def test_a_network_stream_that_is_lost_comes_back(camera: tuple[str, list[int]])
     assert any("lost" in line for line in said) and any("back" in line for line in said)
 
 
-class Multipart(http.server.BaseHTTPRequestHandler):
-    """A network camera of some 50 pictures a second, each made by a function."""
-
-    def __init__(self, encode: Callable[[], bytes], *args: object) -> None:
-        self.encode = encode
-        super().__init__(*args)  # type: ignore[arg-type]
-
-    def do_GET(self) -> None:
-        self.send_response(200)
-        self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=frame")
-        self.end_headers()
-        try:
-            while True:
-                data = self.encode()
-                head = f"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: {len(data)}\r\n\r\n".encode()
-                self.wfile.write(head + data + b"\r\n")
-                time.sleep(0.02)
-        except OSError:  # the reader has gone
-            return
-
-    def log_message(self, *args: object) -> None:
-        pass
-
-
 def test_frames_that_waited_for_a_model_are_left_out() -> None:
     """Else they would be stamped as if they had come when they were read."""
     start = time.monotonic()
 
-    def clock() -> bytes:
+    def clock(_: int) -> bytes:
         grey = min(255, int(100 * (time.monotonic() - start)))
         return cv2.imencode(".jpg", np.full((48, 64, 3), grey, np.uint8))[1].tobytes()
 
-    with serving(functools.partial(Multipart, clock)) as address:
+    with serving(functools.partial(Camera, clock, 1000, [])) as address:
         source = open_source(f"{address}/stream.mjpg")
         time.sleep(1.2)
         asked = time.monotonic()
@@ -288,17 +269,14 @@ def test_frames_that_waited_for_a_model_are_left_out() -> None:
 
 
 def test_a_damaged_picture_of_a_live_stream_is_no_lost_connection() -> None:
-    count = 0
 
-    def sometimes() -> bytes:
-        nonlocal count
-        count += 1
-        data = cv2.imencode(".jpg", picture(count))[1].tobytes()
-        return data if count % 10 else b"\xff\xd8" + bytes(300) + b"\xff\xd9"
+    def sometimes(index: int) -> bytes:
+        data = cv2.imencode(".jpg", picture(index))[1].tobytes()
+        return data if index % 10 != 9 else b"\xff\xd8" + bytes(300) + b"\xff\xd9"
 
     said: list[str] = []
     frames: list[Frame] = []
-    with serving(functools.partial(Multipart, sometimes)) as address:
+    with serving(functools.partial(Camera, sometimes, 1000, [])) as address:
         source = open_source(f"{address}/stream.mjpg", report=said.append)
         for frame in source.frames():
             frames.append(frame)
