@@ -3,6 +3,7 @@
     python benchmarks/latency_accuracy.py --data CAMVID [--plain CHECKPOINT] [--threads 2] [--runs 60]
         [--judged-by NAME=BUNDLE] [--peers plain-pyramid deeplabv3plus segformer-b0 yolo26n-sem]
         [--json FILE] [--plot docs/images/latency_accuracy.png]
+    python benchmarks/latency_accuracy.py --data CAMVID --rescore FILE [--judged-by NAME=BUNDLE] [--json FILE]
     python benchmarks/latency_accuracy.py --redraw FILE --plot docs/images/latency_accuracy.png
 
 Every model runs at 360×480, image bytes to class ids, one image at a time; of each precision the faster backend counts.
@@ -10,7 +11,8 @@ mIoU is that of the same files on CamVid val. Peers are built untrained from pac
 (``pip install segmentation-models-pytorch transformers ultralytics``), exported and run the same way: their speed is
 real, and they have no accuracy here, so they are marks on the time axis. ``--plain`` is the plain pyramid, as trained
 by `ddsm train --variant fpn-lite0`. A shipped model that has learnt from val is scored by ``--judged-by``, the bundle
-of the same network before it did. Rounds of runs alternate over the backends of one model. Let nothing else run
+of the same network before it did. ``--rescore`` keeps an earlier run's times, and scores the shipped models anew: for
+new weights in the same network. Rounds of runs alternate over the backends of one model. Let nothing else run
 meanwhile.
 """
 
@@ -110,9 +112,12 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--plot", type=Path)
     parser.add_argument("--redraw", type=Path, help="the JSON of an earlier run, to draw and not to measure")
+    parser.add_argument("--rescore", type=Path, help="the JSON of an earlier run, whose times are kept")
     args = parser.parse_args()
     if args.redraw:
         result = json.loads(args.redraw.read_text(encoding="utf-8"))
+    elif args.rescore and args.data:
+        result = rescored(args)
     elif args.data:
         result = measure(args)
     else:
@@ -147,6 +152,16 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
                 rows.append({key: best[key] for key in ("backend", "precision", "p50_ms", "p99_ms")} | {"model": name})
                 rows[-1]["miou"] = score(judges.get(name, model), best, args.data) if trained else None
     return {"machine": result["machine"], "threads": args.threads, "size": SIZE, "rows": rows}
+
+
+def rescored(args: argparse.Namespace) -> dict[str, Any]:
+    """An earlier run's result, with the accuracy that the shipped models have now."""
+    result: dict[str, Any] = json.loads(args.rescore.read_text(encoding="utf-8"))
+    judges = dict(given.split("=", 1) for given in args.judged_by)
+    for row in result["rows"]:
+        if row["model"] in shipped_models():
+            row["miou"] = score(judges.get(row["model"], row["model"]), row, args.data)
+    return result
 
 
 def score(model: str | Path, row: dict[str, Any], data: Path) -> float:

@@ -209,14 +209,21 @@ def bundle_at(path: Path) -> Bundle | None:
         return None
 
 
-def refuse_bundle(output: Path) -> None:
-    """Refuses the name of a model's one file where a bundle lies, or a file that one records.
+def refuse_bundle(output: Path, suffix: str) -> None:
+    """Refuses a name that no model's one file of a kind may take: one by which it would not be known again, or that of
+    a bundle, or of a file that a bundle records.
+
+    Args:
+        output: the name.
+        suffix: of the kind, as ``.onnx``.
 
     Raises:
         InputError: it is such a name.
     """
     if output.suffix.lower() == ".zip":
         raise InputError(f"{output}: is the name of a bundle; expected that of one file")
+    if output.suffix.lower() != suffix:
+        raise InputError(f"{output}: expected a name that ends in {suffix}")
     bundle = bundle_at(output.parent)
     if bundle is not None and output.name in (BUNDLE_FILE, *bundle.files):
         raise InputError(f"{output}: belongs to the bundle {bundle.name}; take another name, and `ddsm bundle` adds it")

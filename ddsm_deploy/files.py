@@ -19,12 +19,13 @@ def replacing(output: Path, *, sources: Collection[Path] = ()) -> Iterator[Path]
             written.
     """
     temporary = output.with_name(f".{output.name}.{os.getpid()}.part")
-    if output.is_dir():
-        raise InputError(f"{output}: is a folder; expected the name of a file such as model.onnx")
-    if output.exists() and not output.is_file():  # a plain file would take the place of /dev/null
-        raise InputError(f"{output}: is a device or a pipe; expected the name of a file")
-    if output.exists() and any(source.exists() and source.samefile(output) for source in sources):
-        raise InputError(f"{output}: belongs to the model that is read; expected the name of another file")
+    with writing(output):  # a folder that may not be entered, a name that is too long
+        if output.is_dir():
+            raise InputError(f"{output}: is a folder; expected the name of a file such as model.onnx")
+        if output.exists() and not output.is_file():  # a plain file would take the place of /dev/null
+            raise InputError(f"{output}: is a device or a pipe; expected the name of a file")
+        if output.exists() and any(source.exists() and source.samefile(output) for source in sources):
+            raise InputError(f"{output}: belongs to the model that is read; expected the name of another file")
     try:
         with writing(output):
             output.parent.mkdir(parents=True, exist_ok=True)
@@ -35,6 +36,20 @@ def replacing(output: Path, *, sources: Collection[Path] = ()) -> Iterator[Path]
     finally:
         with suppress(OSError):  # it was renamed, or its folder can't even be entered
             temporary.unlink()
+
+
+def check_writable(output: Path) -> None:
+    """Tries out now what `replacing` will need after long work.
+
+    Raises:
+        InputError: as there.
+    """
+    with suppress(_NotYet), replacing(output):
+        raise _NotYet
+
+
+class _NotYet(Exception):
+    """Leaves `replacing` without a file."""
 
 
 @contextmanager

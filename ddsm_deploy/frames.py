@@ -92,10 +92,13 @@ def frames_in(source: str | Path) -> FrameList:
         InputError: no such file or folder, or no image in it.
     """
     source = Path(source)
-    if source.is_file():
-        return FrameList((Frame(source.name, source),))
-    if not source.exists():
-        raise InputError(f"{source}: no such file or folder")
+    try:
+        if source.is_file():
+            return FrameList((Frame(source.name, source),))
+        if not source.exists():
+            raise InputError(f"{source}: no such file or folder")
+    except OSError as exc:
+        raise InputError(f"{source}: can't be read ({exc.strerror or exc})") from exc
     return FrameList(tuple(Frame(path.relative_to(source).as_posix(), path) for path in images_in(source)))
 
 

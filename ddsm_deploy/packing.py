@@ -9,6 +9,7 @@ Needs no runtime, no torch and no ONNX package.
 from __future__ import annotations
 
 import dataclasses
+import errno
 import re
 import shutil
 import tempfile
@@ -77,7 +78,8 @@ def make_bundle(
             nothing but the members.
         sources: checkpoints, ONNX files, engines with their record beside them, and bundles (all of their members).
         name: of the bundle; None is the output's own, without the suffix.
-        overwrite: also where members of the earlier bundle, or files that belong to none, are lost by it.
+        overwrite: also where members of the earlier bundle, or files that belong to none, are lost by it. A member made
+            anew from what is bundled is no loss; another checkpoint, or a file of another model, is.
 
     Raises:
         ConfigError: no source, or two of the same kind, precision and target.
@@ -88,12 +90,15 @@ def make_bundle(
     zipped = output.suffix.lower() == BUNDLE_SUFFIX
     if name is None:
         name = output.stem if zipped else output.resolve().name
-    if output.is_dir() if zipped else output.is_file():
-        raise InputError(f"{output}: is a {'folder' if zipped else 'file'}; name a folder, or a file that ends in .zip")
+    with writing(output):  # a folder that may not be entered, a name that is too long
+        if output.is_dir() if zipped else output.is_file():
+            taken = "folder" if zipped else "file"
+            raise InputError(f"{output}: is a {taken}; name a folder, or a file that ends in .zip")
     parts = _gather(sources)
     _check_one_model(parts)
     if not overwrite:
-        _check_nothing_is_lost(output, zipped, parts)
+        with writing(output):
+            _check_nothing_is_lost(output, zipped, parts)
     place = output.parent if zipped else output
     try:
         place.mkdir(parents=True, exist_ok=True)
@@ -123,8 +128,9 @@ def write_whole(output: str | Path, source: str | Path) -> int:
         InputError: the output is there, or can't be written.
     """
     output = Path(output)
-    if output.exists():
-        raise InputError(f"{output}: is a {'folder' if output.is_dir() else 'file'} already; name a new file")
+    with writing(output):
+        if output.exists():
+            raise InputError(f"{output}: is a {'folder' if output.is_dir() else 'file'} already; name a new file")
     artifact = resolve(source)
     found = [part.files["onnx"] for part in artifact.parts() if "onnx" in part.files]
     if len(found) != 1:
@@ -143,15 +149,32 @@ def _check_nothing_is_lost(output: Path, zipped: bool, parts: Sequence[_Part]) -
         InputError: it names what would be lost.
     """
     there = bundle_at(output)
-    if there is not None:
-        lost = [member.file for member in there.members if member.key not in {part.key for part in parts}]
-        what = f"of the bundle that is there; to keep it, name {output} among the files too"
-    else:
-        made = [output] if zipped else [output / name for name in (*(part.file for part in parts), WEIGHTS)]
-        lost = [path.name for path in made if path.exists()]
+    made = [output] if zipped else [output / name for name in (*(part.file for part in parts), WEIGHTS)]
+    lost = [] if there is None else _lost_members(output, there, parts)
+    what = f"of the bundle that is there; to keep it, name {output} among the files too"
+    if not lost:
+        known = set() if there is None else {output, *(output / name for name in there.files)}
+        sources = {part.path.resolve() for part in parts}
+        lost = [path.name for path in made if path.exists() and path not in known and path.resolve() not in sources]
         what = "which belongs to no bundle" if len(lost) == 1 else "which belong to no bundle"
     if lost:
         raise InputError(f"{output}: this would lose {', '.join(lost)}, {what}; overwrite it, or name another output")
+
+
+def _lost_members(output: Path, there: Bundle, parts: Sequence[_Part]) -> list[str]:
+    """Files of an earlier bundle that the new one has not, nor anything made from the same weights in their place."""
+    new = {part.key: part for part in parts}
+    related = set().union(*map(_lineage, parts))
+    lost = [member.file for member in there.members if member.key not in new]
+    try:
+        old = [_part(artifact) for artifact in resolve(output).parts()]
+    except ArtifactError:  # damaged: its record is all there is to go by
+        return lost
+    for part in old:
+        replaced = part.key in new and part.sha256 != new[part.key].sha256
+        if replaced and (part.kind == "checkpoint" or not related & _lineage(part)):
+            lost.append(part.path.name)
+    return lost
 
 
 def _gather(sources: Sequence[str | Path]) -> list[_Part]:
@@ -245,6 +268,9 @@ def _move(stage: Path, bundle: Bundle, folder: Path) -> None:
     """Puts the files in place of those of the bundle that is there."""
     there = bundle_at(folder)
     stale = set() if there is None else set(there.files)
+    for name in (*bundle.files, BUNDLE_FILE):
+        if (folder / name).is_dir():  # told while the earlier bundle is whole
+            raise IsADirectoryError(errno.EISDIR, f"{name} is a folder there")
     (folder / BUNDLE_FILE).unlink(missing_ok=True)  # a folder without it is no bundle
     for name in stale - bundle.files.keys():
         (folder / name).unlink(missing_ok=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ddsm_deploy import Segmenter, read_image
 from ddsm_deploy.engines import usable_backends
+from ddsm_deploy.errors import DdsmError
 
 FRAME = Path(__file__).parent / "frames" / "street_2.jpg"
 
@@ -21,8 +22,12 @@ def main() -> None:
         if not status.available:
             print(f"{status.backend:<12} {status.reason}")
             continue
-        with Segmenter.open(backend=status.backend, precision="fp32") as segmenter:
-            result = segmenter.predict(image)
+        try:
+            with Segmenter.open(backend=status.backend, precision="fp32") as segmenter:
+                result = segmenter.predict(image)
+        except DdsmError as exc:  # the model has no engine or endpoint for it, say
+            print(f"{status.backend:<12} {exc}")
+            continue
         first = result.mask if first is None else first
         differing = int((result.mask != first).sum())
         timing = ", ".join(f"{step} {ms:.1f} ms" for step, ms in result.timings.items())

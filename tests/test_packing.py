@@ -152,6 +152,37 @@ def test_what_belongs_to_no_bundle_is_kept(forms: dict[str, Path], tmp_path: Pat
         make_bundle(tmp_path / "photos.zip", [forms["fp32"]])
 
 
+def test_work_of_another_model_is_kept(forms: dict[str, Path], tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    make_bundle(folder, [forms["checkpoint"], forms["fp32"]])
+    other = write_checkpoint(tmp_path / "other.safetensors", spec_of(trained="longer"))
+    source = {"source_sha256": sha256_of(other)}
+    made = write_onnx(tmp_path / "other.onnx", spec_of(**source))
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(
+        InputError, match=r"would lose model\.(onnx, model\.safetensors|safetensors, model\.onnx), of the bundle"
+    ):
+        make_bundle(folder, [other, made])
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    again = write_onnx(tmp_path / "again.onnx", spec_of(note="new", source_sha256=sha256_of(forms["checkpoint"])))
+    make_bundle(folder, [forms["checkpoint"], again])  # made anew from the same weights
+    make_bundle(folder, [other, made], overwrite=True)
+    assert sha256_of(folder / "model.safetensors") == sha256_of(other)
+
+
+def test_a_file_that_the_bundle_does_not_know_is_kept(forms: dict[str, Path], tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    make_bundle(folder, [forms["fp32"]])
+    (folder / "model.safetensors").write_bytes(b"mine")
+    with pytest.raises(InputError, match=r"would lose model\.safetensors, which belongs to no bundle"):
+        make_bundle(folder, [folder, forms["checkpoint"]])
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors").mkdir()
+    with pytest.raises(InputError, match="is a folder there"):
+        make_bundle(folder, [folder, forms["checkpoint"]], overwrite=True)
+    assert resolve(folder).contents() == "onnx fp32"  # as whole as before
+
+
 def test_a_shipped_model_is_extended(shipped_model: Path, tmp_path: Path) -> None:
     shipped = resolve(shipped_model.name)
     spec = shipped.spec.replace(precision="int8+fp16").with_provenance(target="tensorrt")

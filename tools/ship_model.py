@@ -1,13 +1,14 @@
 """Makes a shipped model out of a training run: bundle (checkpoint, ONNX, FP16, INT8 for each target) and model card.
 
     python tools/ship_model.py RUN [RUN ...] --name ddsm-lite0 --data DATA [--dataset camvid] [--limits FILE]
-        [--judged-by BUNDLE]
+        [--judged-by BUNDLE] [--offset pole=0.5]
 
 RUN is a folder that `ddsm train` wrote; of several, each started from the one before, and the last is shipped: the
 network of its last epoch, in whose choice validation had no part. The figures in the card are measured here, on the
 bundle's own files. A last run that learnt from val too can't be judged on val: then `--judged-by` names the bundle that
 this tool made of the runs before it. The card gives that one's accuracy, its checkpoint is kept in weights/, and the
-shipped files' figures show only that the precisions agree.
+shipped files' figures show only that the precisions agree. `--offset` adds a constant to a class's logit, as a bias of
+the last convolution (`benchmarks/class_offset.py` tells what it gives).
 """
 
 from __future__ import annotations
@@ -68,9 +69,9 @@ reach; whoever deploys them commercially should settle the question of the train
 
 Flip, scale, photometric changes; AdamW (offset convolutions at {offset_lr} of the rate, weight decay {decay}), poly
 decay, {warmup} epoch of warm-up; OHEM cross-entropy (pixels above {ohem} are easy) with class weights as given above,
-soft Jaccard, auxiliary losses ×{aux}, averaged weights, {precision}, seed 0 where none is given. This is the last
-epoch's network: val (101 frames) was looked at {looks} times along the way and chose no checkpoint; that earlier
-experiments were scored on it too is told in docs/experiments.md.
+soft Jaccard, auxiliary losses ×{aux}, averaged weights, {precision}, seed 0 where none is given.
+{moved}This is the last epoch's network: val (101 frames) was looked at {looks} times along the way and chose no
+checkpoint; that earlier experiments were scored on it too is told in docs/experiments.md.
 
 ## Accuracy
 
@@ -100,6 +101,10 @@ BEFORE = """\
 The network before the last stage, which had not seen val, stands for this one here; its other forms were made as those
 that are shipped. """
 
+MOVED = """\
+Then {offset} is added to the logit of {name}, of which plain argmax finds too little (docs/experiments.md, Poles).
+"""
+
 AGREEMENT = """
 The shipped files on the same frames, which they have learnt from (`ddsm eval {name} --data CAMVID --all`): that the
 precisions agree, not how good the network is.
@@ -117,6 +122,7 @@ def main() -> None:
     parser.add_argument(
         "--judged-by", type=Path, help="bundle whose accuracy stands for a network that learnt from val"
     )
+    parser.add_argument("--offset", type=class_and_value, metavar="CLASS=VALUE", help="added to that class's logit")
     parser.add_argument("--limits", type=Path, help="text (Markdown) on limits and failure modes, appended to the card")
     args = parser.parse_args()
     if learnt_val(args.runs[-1]) != (args.judged_by is not None):
@@ -133,6 +139,12 @@ def main() -> None:
         judged = scores_of(args.judged_by, dataset)
         shutil.copyfile(resolve(args.judged_by).file("checkpoint"), REPO / kept_checkpoint(args.name))
     (folder / "README.md").write_text(card(args, folder, judged, own), encoding="utf-8")
+
+
+def class_and_value(text: str) -> tuple[str, float]:
+    """Of `pole=0.5`."""
+    name, _, value = text.partition("=")
+    return name, float(value)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,9 +185,11 @@ def scores_of(bundle: Path, dataset: Dataset) -> Scores:
 def write_files(folder: Path, args: argparse.Namespace) -> list[Path]:
     """Every form of the model."""
     verify = args.data / "val"
-    plain = folder / "plain"
+    checkpoint, plain = args.runs[-1] / FINAL, folder / "plain"
+    if args.offset is not None:
+        checkpoint = with_offset(checkpoint, folder / "offset.safetensors", *args.offset)
     options = ExportOptions(weights="fp16", sampling="fused", images=(verify,))
-    write_bundle(args.runs[-1] / FINAL, plain, name=args.name, options=options)
+    write_bundle(checkpoint, plain, name=args.name, options=options)
     half = folder / "half.onnx"
     options = ExportOptions(precision="fp16", sampling="fused", images=(verify,))
     export_onnx(plain / "model.safetensors", half, options)
@@ -184,6 +198,16 @@ def write_files(folder: Path, args: argparse.Namespace) -> list[Path]:
     for target, file in zip(TARGETS, quantized, strict=True):
         quantize(plain, file, frames, QuantizeOptions(target=target, changed=MAX_CHANGED))
     return [plain, half, *quantized]
+
+
+def with_offset(checkpoint: Path, output: Path, name: str, offset: float) -> Path:
+    """A copy of a checkpoint, with a constant added to one class's logit."""
+    from ddsm_deploy.model.checkpoint import load_checkpoint, save_checkpoint
+
+    network, spec = load_checkpoint(checkpoint)
+    network.head[-1].bias.data[spec.classes.index(name)] += offset
+    save_checkpoint(output, network, spec.with_provenance(logit_offset=f"{name} {offset:+g}"))
+    return output
 
 
 def scored(model: Path, dataset: Dataset, backend: str, precision: str | None) -> list[EvalResult]:
@@ -228,6 +252,7 @@ def card(args: argparse.Namespace, folder: Path, judged: Scores, own: Scores) ->
         ohem=config["ohem"],
         aux=config["aux_weight"],
         precision=lightning_precision(config["precision"]).partition("-")[0],
+        moved="" if args.offset is None else MOVED.format(name=args.offset[0], offset=args.offset[1]),
         splits="the *train* part (367 frames)"
         + (" and, in the last stage, the *val* part (101)" if learnt_val(args.runs[-1]) else ""),
         looks=sum(len(curve(run)) for run in args.runs if not learnt_val(run)),

@@ -149,10 +149,11 @@ def _bench_in_turns(model: str | None, options: BenchOptions, json_file: str | N
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-    from ddsm_deploy.cli.render import write_json
+    from ddsm_deploy.cli.render import check_json, write_json
     from ddsm_deploy.errors import BackendError
     from ddsm_deploy.evaluate.benchmark import bench as run
 
+    check_json(json_file)
     screen = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("runs"))
     with Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as bar:
@@ -165,6 +166,8 @@ def _bench_in_turns(model: str | None, options: BenchOptions, json_file: str | N
     _show(result, Console(stderr=json_file == "-"))
     if json_file is not None:
         write_json(json_file, result.to_json())
+    if result.interrupted:
+        raise KeyboardInterrupt
     if all(row.error for row in result.rows):
         raise BackendError("no backend could run this model; the reasons are above")
     if missing := result.not_run():
@@ -189,7 +192,8 @@ def _show(result: BenchResult, console: Console) -> None:
 
     machine = result.machine
     load = f", load {machine['load_average'][0]:.1f} at the start" if machine["load_average"] else ""
-    line(f"{result.model}, {result.size[0]}x{result.size[1]}, batch 1, {result.images}")
+    size = "each image's own size" if result.size is None else f"{result.size[0]}x{result.size[1]}"
+    line(f"{result.model}, {size}, batch 1, {result.images}")
     line(f"{machine['cpu']}, {machine['cores_usable']} cores{load}")
     if table.rows:
         console.print(table)

@@ -62,10 +62,12 @@ def build(
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
-    from ddsm_deploy.cli.render import require, write_json
+    from ddsm_deploy.cli.render import check_json, require, write_json
 
     with require(target, backend="ddsm build"):
         from ddsm_deploy.artifact import resolve
+        from ddsm_deploy.enginefile import record_path
+        from ddsm_deploy.errors import InputError
         from ddsm_deploy.optimize.build import BuildOptions, build_engine
         from ddsm_deploy.optimize.buildoptions import engine_name, parse_profile
 
@@ -88,6 +90,9 @@ def build(
     )
     if output is None:
         output = Path(engine_name(resolve(model), options))
+    if json_file is not None and Path(json_file).absolute() in (output.absolute(), record_path(output).absolute()):
+        raise InputError(f"{json_file}: is the engine's own; expected another file for --json")
+    check_json(json_file)
     screen = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
     with Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as bar:

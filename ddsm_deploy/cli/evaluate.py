@@ -52,7 +52,7 @@ def evaluate(
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from ddsm_deploy.cli.render import write_json
+    from ddsm_deploy.cli.render import check_json, write_json
     from ddsm_deploy.datasets import open_dataset
     from ddsm_deploy.errors import BackendError, GateError
     from ddsm_deploy.evaluate.table import TableOptions, score_all
@@ -67,6 +67,7 @@ def evaluate(
     )
     samples = open_dataset(dataset, data, split)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    check_json(json_file)
     screen = Console(stderr=True)
     with Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as bar:
         task = bar.add_task("starting", total=len(samples.samples))
@@ -84,6 +85,8 @@ def evaluate(
     errors = table.errors()
     if json_file is not None and (len(table.rows) > 1 or not errors):
         write_json(json_file, table.to_json())
+    if table.interrupted:
+        raise KeyboardInterrupt
     if errors:
         raise BackendError("; ".join(errors))
     if failures := table.failures(min_miou=min_miou, max_drop=max_drop):

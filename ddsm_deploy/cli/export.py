@@ -37,14 +37,18 @@ def export(
     bundle: Annotated[
         bool, typer.Option("--bundle", help="Write a bundle: OUTPUT is a folder and gets checkpoint and ONNX.")
     ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="With --bundle: also where something in OUTPUT is lost.")
+    ] = False,
     json_file: Annotated[str | None, typer.Option("--json", help="Write the result; - is standard output.")] = None,
 ) -> None:
     """Writes a checkpoint as an ONNX file with pre- and post-processing inside, and compares it with torch."""
-    from ddsm_deploy.cli.render import require, write_json
+    from ddsm_deploy.cli.render import check_json, require, write_json
     from ddsm_deploy.spec import parse_size
 
     with require("train"):
         from ddsm_deploy.artifact import resolve
+        from ddsm_deploy.errors import ConfigError
         from ddsm_deploy.export import ExportOptions, export_onnx, write_bundle
 
     options = ExportOptions(
@@ -60,8 +64,11 @@ def export(
         images=tuple(verify_images or ()),
     )
     source = resolve(checkpoint).file("checkpoint")
+    if overwrite and not bundle:
+        raise ConfigError("--overwrite goes with --bundle alone")
+    check_json(json_file)
     if bundle:
-        report = write_bundle(source, output, name=output.resolve().name, options=options)
+        report = write_bundle(source, output, name=output.resolve().name, options=options, overwrite=overwrite)
     else:
         report = export_onnx(source, output, options)
     typer.echo(_summary(report), err=json_file == "-")

@@ -62,10 +62,12 @@ def _model_record(artifact: Artifact) -> dict[str, Any]:
 
 
 def _file_record(part: Artifact) -> dict[str, Any]:
+    from ddsm_deploy.artifact import spec_of
     from ddsm_deploy.onnxfile import external_files
     from ddsm_deploy.onnxweights import model_sha256
 
     ((kind, path),) = part.files.items()
+    own = spec_of(kind, path).provenance  # a part's record is the reference's, whichever of its files that is of
     record: dict[str, Any] = {
         "kind": kind,
         "precision": part.spec.precision,
@@ -73,7 +75,7 @@ def _file_record(part: Artifact) -> dict[str, Any]:
         "file": str(path),
         "bytes": path.stat().st_size,
         "sha256": model_sha256(path),
-        "parity": {key: text for key, text in sorted(part.spec.provenance.items()) if key.startswith("parity.")},
+        "parity": {key: text for key, text in sorted(own.items()) if key.startswith("parity.")},
     }
     if kind == "onnx":
         record["weights"] = list(external_files(path))

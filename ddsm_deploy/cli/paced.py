@@ -17,13 +17,14 @@ def bench_at_pace(
     """Measures, prints, writes what was asked for, and fails where the gate does."""
     from rich.console import Console
 
-    from ddsm_deploy.cli.render import write_json
+    from ddsm_deploy.cli.render import check_json, write_json
     from ddsm_deploy.errors import GateError
     from ddsm_deploy.evaluate.paced import bench_paced
     from ddsm_deploy.evaluate.pacedplot import new_figure, plot_paced
 
     if plot is not None:
         new_figure()  # a missing package is told before the run, not after it
+    check_json(json_file)
     screen = Console(stderr=True)
     # plain lines, and none while frames come: a progress bar's own thread would disturb what is measured
     result = bench_paced(model, options, progress=lambda text: _line(screen, text) if screen.is_terminal else None)
@@ -46,7 +47,7 @@ def _show(result: PacedResult, console: Console) -> None:
     average = f", load {machine['load_average'][0]:.1f} at the start" if machine["load_average"] else ""
     beside = f", busy processes beside it: {settings['load']}" if settings["load"] else ""
     lines = [
-        f"{settings['model']}, {settings['height']}x{settings['width']}, {ran}; images: {settings['images']}",
+        f"{settings['model']}, {result.size}, {ran}; images: {settings['images']}",
         f"backend: {result.choice}",
         f"{machine['cpu']}, {machine['cores_usable']} cores{average}{beside}",
         f"{fields['frames']} frames at {settings['rate']:g} a second, policy {settings['policy']}",

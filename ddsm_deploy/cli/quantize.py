@@ -51,7 +51,7 @@ def quantize(
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from ddsm_deploy.artifact import resolve
-    from ddsm_deploy.cli.render import require, write_json
+    from ddsm_deploy.cli.render import check_json, require, write_json
     from ddsm_deploy.datasets import open_dataset
     from ddsm_deploy.frames import frames_in, frames_of
 
@@ -77,6 +77,7 @@ def quantize(
     artifact = resolve(model)
     frames = frames_of(open_dataset(dataset, calibration, split)) if dataset else frames_in(calibration)
     output = output or Path(f"{artifact.name}-{options.precision}-{target}.onnx")
+    check_json(json_file)
     screen = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as bar:

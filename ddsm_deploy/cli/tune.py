@@ -29,11 +29,12 @@ def tune(
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
-    from ddsm_deploy.cli.render import write_json
+    from ddsm_deploy.cli.render import check_json, write_json
     from ddsm_deploy.evaluate.tune import TuneOptions
     from ddsm_deploy.evaluate.tune import tune as run
 
     options = TuneOptions(goal=goal, images=images, seconds=seconds)
+    check_json(json_file)
     screen = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())
     with Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as bar:

@@ -65,7 +65,7 @@ def verify(
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from ddsm_deploy.cli.render import write_json
+    from ddsm_deploy.cli.render import check_json, write_json
     from ddsm_deploy.errors import ConfigError, GateError
     from ddsm_deploy.evaluate.layers import LayersOptions
     from ddsm_deploy.evaluate.verify import VerifyOptions
@@ -94,6 +94,7 @@ def verify(
         picture=picture,
         layers=LayersOptions(noise_floor=noise_floor) if layers else None,
     )
+    check_json(json_file)
     screen = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as bar:

@@ -220,7 +220,8 @@ def samples(backend: str, artifact: Artifact) -> tuple[str, str]:
     kind, problem = FILE_KINDS[backend], kernels.status().reason
     found: dict[str, str] = {}
     for part in artifact.parts():
-        if kind not in part.files or part.target not in ("", backend):
+        others = artifact.variants and part.target not in ("", backend)  # a file alone runs wherever it is named
+        if kind not in part.files or others:
             continue
         if kind == "engine":
             sampling, note = read_record(part.file(kind)).sampling or "portable", ""

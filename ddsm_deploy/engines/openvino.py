@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import queue
+import threading
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -45,13 +48,14 @@ class OpenVinoEngine(BaseEngine):
         reader = SamplingReader(self.sampling, float_type)
         core.add_extension(reader.extension())
         try:
-            model = core.read_model(str(path))
+            model = _undisturbed(lambda: core.read_model(str(path)))
         except RuntimeError as exc:
             raise ArtifactError(f"{path}: openvino can't read it: {_last_line(exc)}") from exc
         if options.sampling != "portable" and not problem:  # who asks for that wants none of our kernels
             join_mask(model, reader, float_type)
+        settings = _settings(float_type, artifact, options)
         try:
-            self._compiled: Any = core.compile_model(model, "CPU", _settings(float_type, artifact, options))
+            self._compiled: Any = _undisturbed(lambda: core.compile_model(model, "CPU", settings))
         except RuntimeError as exc:
             raise BackendError(f"{path}: openvino can't compile it: {_last_line(exc)}") from exc
         active = self._compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
@@ -79,7 +83,7 @@ class OpenVinoEngine(BaseEngine):
             raise self._closed_error()
         request, _ = taken
         try:
-            request.infer(feeds, share_inputs=True)
+            _run(request, feeds)
             # copied, because the request goes back to the pool and is overwritten by the next call
             return {info.name: np.array(request.get_tensor(info.name).data) for info in self.outputs}
         except RuntimeError as exc:
@@ -95,6 +99,28 @@ class OpenVinoEngine(BaseEngine):
                 self._requests.get_nowait()
         self._requests.put(None)
         self._compiled = None
+
+
+def _run(request: Any, feeds: dict[str, Array]) -> None:
+    """Computes on OpenVINO's own threads, never on ours, as `infer` does where there is but one: what is raised in our
+    operators there is dropped (2026.4), a signal handler's exception as well, and the outputs are those of the call
+    before."""
+    try:
+        request.start_async(feeds, share_inputs=True)
+        request.wait()
+    except BaseException:
+        with contextlib.suppress(RuntimeError):  # said already
+            request.wait()  # interrupted, it still computes
+        raise
+
+
+def _undisturbed(call: Callable[[], Any]) -> Any:
+    """Calls in a thread of its own: signal handlers run in the main thread alone, and what they raise while OpenVINO
+    calls our reader and operators there would become an error of OpenVINO's."""
+    if threading.current_thread() is not threading.main_thread():
+        return call()
+    with concurrent.futures.ThreadPoolExecutor(1, "ddsm-compile") as pool:
+        return pool.submit(call).result()
 
 
 def _own_precision(core: Any, written: str) -> str:

@@ -8,6 +8,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -100,14 +101,15 @@ def evaluate(
 
     Raises:
         ConfigError: the tolerance is out of range.
-        InputError: model and data set have different classes, an image or label map is unreadable, or no pixel has a
-            label. Nothing is skipped.
+        InputError: model and data set have different classes, an image or label map is unreadable, one lies on
+            its side, or no pixel has a label. Nothing is skipped.
     """
     names, count = dataset.classes.names, len(dataset.samples)
     to_dataset = match_classes(segmenter.spec.classes, names)
     confusion = ConfusionMatrix(len(names))
     boundaries = BoundaryScore(len(names), tolerance=boundary_tolerance)
     for done, (image, truth) in enumerate(_read_ahead(dataset), start=1):
+        check_turned(dataset.samples[done - 1].labels, truth, image)
         mask = at_size(to_dataset[segmenter.predict(image).mask], truth.shape)
         confusion.update(truth, mask)
         boundaries.update(truth, mask)
@@ -182,6 +184,26 @@ def at_size(mask: Labels, size: tuple[int, ...]) -> Labels:
     if mask.shape == size:
         return mask
     return np.asarray(cv2.resize(mask, (size[1], size[0]), interpolation=cv2.INTER_NEAREST_EXACT), dtype=np.uint8)
+
+
+def check_turned(path: Path, labels: Labels, image: Image) -> None:
+    """Refuses labels that lie on their side: the image was stored so too, with an EXIF note that turns it alone.
+
+    Args:
+        path: of either, for the message.
+        labels: H×W.
+        image: H×W×3.
+
+    Raises:
+        InputError: the labels have the shape of the image turned by 90°, and not its own, at whatever scale.
+    """
+    (height, width), (tall, wide) = labels.shape, image.shape[:2]
+    rounding = max(tall + wide, height + width)  # a pixel each way
+    if abs(height * wide - width * tall) > rounding >= abs(height * tall - width * wide):
+        raise InputError(
+            f"{path}: labels are {height}x{width}, but the image, as its EXIF note turns it, {tall}x{wide}; expected "
+            "labels that are turned likewise"
+        )
 
 
 def _by_name(names: Sequence[str], values: Fractions) -> dict[str, float]:

@@ -158,14 +158,20 @@ class Row:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BenchResult:
-    """All rows, and what they were measured on."""
+    """All rows, and what they were measured on.
+
+    Attributes:
+        size: height and width that the network ran at; None where that was each image's own.
+        interrupted: by Ctrl-C, and what was not timed by then is left out.
+    """
 
     model: str
-    size: tuple[int, int]
+    size: tuple[int, int] | None
     images: str
     options: BenchOptions
     machine: dict[str, Any]
     rows: tuple[Row, ...]
+    interrupted: bool = False
 
     def not_run(self) -> tuple[str, ...]:
         """Backends, precisions and ways of sampling that were asked for by name and of which no row has figures."""
@@ -192,11 +198,12 @@ class BenchResult:
         }
         fields = {
             "model": self.model,
-            "height": self.size[0],
-            "width": self.size[1],
+            "height": None if self.size is None else self.size[0],
+            "width": None if self.size is None else self.size[1],
             "machine": self.machine,
             "method": method,
             "rows": [row.fields() for row in self.rows],
+            "interrupted": self.interrupted,
         }
         return json.dumps(fields, indent=2, ensure_ascii=False)
 
@@ -207,7 +214,7 @@ def bench(
     *,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> BenchResult:
-    """Measures a model on each backend and precision.
+    """Measures a model on each backend and precision. Ctrl-C ends it, with the rows of which there are figures.
 
     Args:
         model: file, bundle folder or shipped name; None is the default model.
@@ -228,11 +235,18 @@ def bench(
         for task in _tasks(model, artifact, options, images):
             report(f"opening {task.backend}", 0, options.runs)
             workers.append(stack.enter_context(Worker(task)))
-        _alternate([worker for worker in workers if not worker.error], options, report)
-        rows = [worker.row() for worker in workers]
+        interrupted = False
+        try:
+            _alternate([worker for worker in workers if not worker.error], options, report)
+        except KeyboardInterrupt:  # in the workers as well, whose failures are no findings now
+            interrupted = True
+        done = [worker for worker in workers if worker.times] if interrupted else workers
+        rows = [worker.row() for worker in done]
+        open_sizes = images and any(worker.open_size for worker in workers)
     return BenchResult(
         model=artifact.name,
-        size=(artifact.spec.height, artifact.spec.width),
+        size=None if open_sizes else (artifact.spec.height, artifact.spec.width),
+        interrupted=interrupted,
         images=f"{len(images)} of {options.images}" if images else "noise at the model's input size",
         options=options,
         machine=machine,
@@ -318,6 +332,7 @@ class Worker:
         self.precision, self.sampling = task.precision, task.sampling
         self.times: list[tuple[float, float]] = []
         self.error = ""
+        self.open_size = False
         self._peak_mb: float | None = None
         self._load_ms = self._first_ms = math.nan
 
@@ -331,6 +346,7 @@ class Worker:
         answer = self._ask(dataclasses.asdict(self.task))
         if not self.error:
             self.precision, self.sampling = answer["precision"], answer["sampling"]
+            self.open_size = answer["open_size"]
             self._load_ms, self._first_ms = answer["load_ms"], answer["first_ms"]
         return self
 

@@ -141,6 +141,12 @@ class PacedResult:
     record: Record
     verdict: Verdict | None = None
 
+    @property
+    def size(self) -> str:
+        """Height and width that the network ran at, in words."""
+        height, width = self.settings["height"], self.settings["width"]
+        return "each image's own size" if height is None else f"{height}x{width}"
+
     def fields(self, *, per_frame: bool = False) -> dict[str, Any]:
         """The result as JSON values, times in milliseconds; null where no frame was delivered.
 
@@ -250,10 +256,11 @@ def _open(artifact: Artifact, options: PacedOptions) -> Segmenter:
 
 
 def _settings(artifact: Artifact, segmenter: Segmenter, options: PacedOptions, images: str) -> dict[str, Any]:
+    height, width = segmenter.size or (None, None)  # null where that is each image's own
     return {
         "model": artifact.name,
-        "height": artifact.spec.height,
-        "width": artifact.spec.width,
+        "height": height,
+        "width": width,
         "backend": segmenter.backend,
         "precision": segmenter.precision,
         "sampling": segmenter.sampling,

@@ -100,7 +100,7 @@ def _title(result: PacedResult) -> str:
     settings, fields = result.settings, result.fields()
     load = f", busy processes beside it: {settings['load']}" if settings["load"] else ""
     head = (
-        f"{settings['model']} {settings['height']}x{settings['width']}, {settings['backend']} {settings['precision']}, "
+        f"{settings['model']}, {result.size}, {settings['backend']} {settings['precision']}, "
         f"{settings['rate']:g} frames/s, policy {settings['policy']}{load}"
     )
     if fields["p50_ms"] is None:

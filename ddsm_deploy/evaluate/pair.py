@@ -101,7 +101,7 @@ def describe(segmenter: Segmenter) -> str:
 
 def _open(side: Side, threads: int | None, *, size: tuple[int, int] | None = None) -> Segmenter:
     artifact = side.model if isinstance(side.model, Artifact) else resolve(side.model)
-    backend = side.backend or _default_backend(artifact, side.precision)
+    backend = side.backend or _default_backend(artifact, side.precision, side.provider)
     # a checkpoint can give logits at no cost; a file gives what it was exported with
     outputs = ("mask", "logits") if backend == "torch" else None
     return Segmenter.open(
@@ -115,7 +115,7 @@ def _open(side: Side, threads: int | None, *, size: tuple[int, int] | None = Non
     )
 
 
-def _default_backend(artifact: Artifact, precision: str | None) -> str:
+def _default_backend(artifact: Artifact, precision: str | None, provider: str) -> str:
     """No measurement here: the same call compares the same two things every time."""
     usable = {status.backend for status in usable_backends() if status.available}
     order = dict.fromkeys((artifact.target, "onnxruntime", "openvino", *(b for b in BACKENDS if b != "torch"), "torch"))
@@ -123,6 +123,8 @@ def _default_backend(artifact: Artifact, precision: str | None) -> str:
         if backend in usable:
             with contextlib.suppress(ArtifactError, BackendError):  # the next one, then
                 part = select(artifact, backend, precision)
+                if (backend, part.spec.precision, provider) == ("onnxruntime", "int8+fp16", "cpu"):
+                    continue  # which it refuses
                 if precision in (None, part.spec.precision) or precision in runs_at(backend, part):
                     return backend
     return AUTO  # which says of each backend why it can't

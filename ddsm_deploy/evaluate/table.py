@@ -103,9 +103,10 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """The rows, in the order in which they ran."""
+    """The rows, in the order in which they ran; where Ctrl-C came between, those that were done."""
 
     rows: tuple[Row, ...]
+    interrupted: bool = False
 
     def to_json(self) -> str:
         """``{"rows": [...]}`` as JSON text; a single row stands alone, as `EvalResult.to_json` has it."""
@@ -144,7 +145,7 @@ def score_all(
     *,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Table:
-    """Scores models on a data set in every way asked for.
+    """Scores models on a data set in every way asked for. Ctrl-C ends it, with the rows that are done if there are any.
 
     Args:
         models: files, bundles or names of shipped models, at least one; None is the default shipped model.
@@ -161,7 +162,12 @@ def score_all(
     rows: list[Row] = []
     reference: float | None = None
     for task in tasks(models, options):
-        row = _row(task, dataset, options, progress)
+        try:
+            row = _row(task, dataset, options, progress)
+        except KeyboardInterrupt:
+            if not rows:
+                raise
+            return Table(tuple(rows), interrupted=True)
         if row.result is not None:
             reference = row.result.miou if reference is None else reference
             row = dataclasses.replace(row, drop=reference - row.result.miou)

@@ -12,10 +12,11 @@ import numpy.typing as npt
 
 from ddsm_deploy.datasets import IGNORE, open_dataset
 from ddsm_deploy.errors import ConfigError
-from ddsm_deploy.evaluate.accuracy import at_size, match_classes
+from ddsm_deploy.evaluate.accuracy import at_size, check_turned, match_classes
 from ddsm_deploy.evaluate.layers import LayersOptions, LayersResult, check_layers, compare_layers, written_precision
 from ddsm_deploy.evaluate.pair import Model, Pair, Side, describe
 from ddsm_deploy.evaluate.pictures import Comparison, check_picture_name, draw_comparison, write_picture
+from ddsm_deploy.files import check_writable
 from ddsm_deploy.frames import Frame, FrameList, frames_in, frames_of
 from ddsm_deploy.images import read_image
 from ddsm_deploy.parity import BOUNDARY, ParityBudget, ParityMeter, ParityResult
@@ -134,6 +135,8 @@ def verify(
         BackendError: a backend is missing or can't do what was asked.
     """
     options = _given(options)
+    if options.picture is not None:
+        check_writable(options.picture)
     frames = find_frames(options)
     by_name = {frame.name: frame for frame in frames}
 
@@ -190,8 +193,11 @@ def compare_pair(
     to_model = truth_table(classes, frames.classes)
     meter = ParityMeter(classes, boundary=options.boundary, keep_worst=options.keep_worst)
     for done, frame in enumerate(frames, start=1):
-        first, second, logits = pair.predict(read_image(frame.path))
+        image = read_image(frame.path)
+        first, second, logits = pair.predict(image)
         truth = None if frame.labels is None else to_model[frame.labels()]
+        if truth is not None:
+            check_turned(frame.path, truth, image)
         size = first.mask.shape if truth is None else truth.shape
         masks = (at_size(segmentation.mask, size) for segmentation in (first, second))
         meter.update(*masks, truth=truth, logits=logits, name=frame.name)

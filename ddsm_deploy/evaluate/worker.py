@@ -75,7 +75,8 @@ def serve(commands: TextIO, replies: TextIO) -> None:
             run = _runner(segmenter, pictures)
             first_ms, _ = run()
             _warm_up(run, task.warm_up)
-            ran = {"precision": segmenter.precision, "sampling": segmenter.sampling}
+            ran: dict[str, Any] = {"precision": segmenter.precision, "sampling": segmenter.sampling}
+            ran["open_size"] = segmenter.size is None
             reply({**ran, "load_ms": load_ms, "first_ms": first_ms})
             for line in commands:
                 for _ in range(SETTLING_RUNS):

@@ -23,7 +23,9 @@ CHECKPOINT = "model.safetensors"
 ONNX = "model.onnx"
 
 
-def write_bundle(checkpoint: str | Path, folder: str | Path, *, name: str, options: ExportOptions) -> ExportReport:
+def write_bundle(
+    checkpoint: str | Path, folder: str | Path, *, name: str, options: ExportOptions, overwrite: bool = False
+) -> ExportReport:
     """Writes a model's checkpoint and its deployed ONNX into one folder, with ``bundle.json``.
 
     With ``options.weights == "fp16"`` the checkpoint is rewritten with float16 storage first (see `save_checkpoint`),
@@ -34,12 +36,13 @@ def write_bundle(checkpoint: str | Path, folder: str | Path, *, name: str, optio
         folder: made if it is not there; files of an earlier bundle in it are replaced.
         name: the model's name, in the bundle and in the spec of both files.
         options: of the export.
+        overwrite: also where the bundle that is there has another checkpoint or further files, which are lost.
 
     Returns:
         Of the export. Size and sha256 are the self-contained file's: in the folder its weights lie beside it.
 
     Raises:
-        InputError: the folder can't be written, or is named like a zip.
+        InputError: the folder can't be written, is named like a zip, or something there would be lost.
         DdsmError: whatever `export_onnx` raises.
     """
     folder = Path(folder)
@@ -53,6 +56,6 @@ def write_bundle(checkpoint: str | Path, folder: str | Path, *, name: str, optio
         half, onnx = Path(temporary, CHECKPOINT), Path(temporary, ONNX)
         save_checkpoint(half, network, spec, half=options.weights == "fp16")
         report = export_onnx(half, onnx, options)
-        bundle = make_bundle(folder, [onnx, half], name=name).bundle
+        bundle = make_bundle(folder, [onnx, half], name=name, overwrite=overwrite).bundle
     (file,) = (member.file for member in bundle.members if member.kind == "onnx")  # of another name in fp16
     return dataclasses.replace(report, path=folder / file)

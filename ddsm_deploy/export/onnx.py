@@ -143,7 +143,7 @@ def export_onnx(checkpoint: str | Path, output: str | Path, options: ExportOptio
     spec = _spec(source, checkpoint, options)
     module = DeployModule(network, spec, outputs=options.outputs).eval()
 
-    refuse_bundle(output)
+    refuse_bundle(output, ".onnx")
     with replacing(output, sources=[checkpoint]) as temporary:
         size = (spec.height, spec.width)
         model = trace(module, size, dynamic=options.dynamic, sampling=options.sampling, outputs=options.outputs)

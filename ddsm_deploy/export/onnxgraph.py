@@ -13,6 +13,7 @@ from google.protobuf.message import DecodeError
 from onnx import ModelProto, NodeProto, TensorProto, helper, inliner, numpy_helper
 
 from ddsm_deploy.errors import ArtifactError
+from ddsm_deploy.files import writing
 from ddsm_deploy.onnxfile import SAMPLING_DOMAIN, SAMPLING_OP, read_spec
 from ddsm_deploy.onnxweights import read_whole
 from ddsm_deploy.spec import METADATA_KEY, ModelSpec
@@ -39,14 +40,15 @@ def save_graph(model: ModelProto, path: str | Path, spec: ModelSpec) -> None:
 
     Raises:
         ArtifactError: the graph is not valid ONNX: a bug of the pass that made it, or a graph that it does not know.
-        OSError: the file can't be written.
+        InputError: the file can't be written.
     """
     set_metadata(model, {METADATA_KEY: spec.to_json()})
     try:
         onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as exc:
         raise ArtifactError(f"{path}: the rewritten graph is not valid ({str(exc).splitlines()[0]})") from exc
-    Path(path).write_bytes(model.SerializeToString(deterministic=True))
+    with writing(Path(path)):
+        Path(path).write_bytes(model.SerializeToString(deterministic=True))
 
 
 def set_metadata(model: ModelProto, entries: Mapping[str, str]) -> None:

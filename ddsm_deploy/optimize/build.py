@@ -113,7 +113,7 @@ def build_engine(
     target = guard.Target(target=options.target, version=version, compute_capabilities=options.compute_capabilities)
     notes = guard.check_graph(source.graph, target)
     profiles = check_profile(source.graph, source.spec, options)
-    refuse_bundle(output)
+    refuse_bundle(output, ".engine")
     files = writing_engine(output, sources=artifact.paths())
     with files as (engine, record_file), tempfile.TemporaryDirectory() as folder:
         onnx = Path(folder) / "graph.onnx"

@@ -150,7 +150,7 @@ class QuantizeReport:
             "spec": json.loads(self.spec.to_json()),
             "layers": self.layers,
             "quantized": len(search_.quantized),
-            "kept": [layer.label for layer in search_.kept],
+            "kept": self.spec.provenance["kept"].split(),
             "sensitivity": rows,
             "all_quantized": search_.all_quantized.fields(),
             "chosen": search_.result.fields(),
@@ -185,7 +185,8 @@ def quantize(
         ConfigError: an option that does not fit the model.
         InputError: too few images, an unreadable one, or a file that can't be written.
         BackendMissing: a runtime that this needs is not installed.
-        GateError: the budget does not hold; nothing is written, unless ``options.force``.
+        GateError: the budget does not hold; nothing is written, unless ``options.force``. Or it holds with no layer in
+            INT8 alone; then nothing is written.
     """
     started = time.perf_counter()
     artifact, output = model if isinstance(model, Artifact) else resolve(model), Path(output)
@@ -195,7 +196,7 @@ def quantize(
         raise ArtifactError(
             f"{source}: written in {artifact.spec.precision}; quantize the float32 file it was made from"
         )
-    refuse_bundle(output)
+    refuse_bundle(output, ".onnx")
     calibration = frames.spread(options.images)
     doubts = check_frames(calibration, artifact.spec)
     graph = _graph(source, options)
@@ -225,15 +226,21 @@ def quantize(
             backend=JUDGES[options.target],
             threads=options.threads,
         )
+        judge = _check_judge(segmenter, frames, calibration)  # before the search: what can't be read is told now
         labelled = bool(frames.classes)
         found = search(
             searcher, options.budget(labelled=labelled, share=AIM), always=options.sensitivity, progress=progress
         )
+        if not found.quantized:
+            raise GateError(
+                f"{output}: not written, for with any layer in INT8 more changes than the budget allows; calibrate on "
+                "more or other images, or allow more"
+            )
         result = searcher.quantized(found.quantized)
         if options.fp16:
             result = to_fp16(result)
-        spec = _spec(artifact.spec, source, options, calibration, fingerprint, found, len(every))
-        parity, checked_on = _checked(result, spec, temporary, segmenter, frames, calibration, options)
+        spec = _spec(artifact.spec, source, options, calibration, fingerprint, found, every)
+        parity, checked_on = _checked(result, spec, temporary, judge, options, labelled=labelled)
         if not parity and not options.force:
             raise GateError(
                 f"{output}: not written, for on {parity.images} images {'; '.join(parity.failures)}; "
@@ -268,32 +275,33 @@ def _chosen_layers(every: Sequence[Layer], keep: Sequence[str]) -> list[Layer]:
     for pattern in keep:
         if not any(fnmatch.fnmatchcase(layer.label, pattern) for layer in every):
             raise ConfigError(f"keep is {pattern!r}, which no layer is called; their names are as in: {every[0].label}")
-    return [layer for layer in every if not any(fnmatch.fnmatchcase(layer.label, pattern) for pattern in keep)]
+    chosen = [layer for layer in every if not any(fnmatch.fnmatchcase(layer.label, pattern) for pattern in keep)]
+    if not chosen:
+        raise ConfigError(f"none of the model's {len(every)} convolutions is left to quantize")
+    return chosen
+
+
+def _check_judge(segmenter: Segmenter, frames: FrameList, calibration: FrameList) -> Judge:
+    """Of frames that the file was not calibrated on, where there are some."""
+    others = frames.without(calibration)
+    chosen = (others if len(others) >= SEARCH_FRAMES else frames).spread(CHECK_FRAMES)
+    return Judge(Material(segmenter, chosen), segmenter)
 
 
 def _checked(
-    graph: Graph,
-    spec: ModelSpec,
-    file: Path,
-    segmenter: Segmenter,
-    frames: FrameList,
-    calibration: FrameList,
-    options: QuantizeOptions,
+    graph: Graph, spec: ModelSpec, file: Path, judge: Judge, options: QuantizeOptions, *, labelled: bool
 ) -> tuple[ParityResult, str]:
-    """The file as it will be, on frames that it was not calibrated on, where there are some."""
-    others = frames.without(calibration)
-    chosen = (others if len(others) >= SEARCH_FRAMES else frames).spread(CHECK_FRAMES)
+    """The file as it will be, and what it was checked on."""
     with writing(file):
         save_graph(graph, file, spec)
     artifact = Artifact(spec.name, spec, {"onnx": file})
     backend = "openvino" if options.fp16 else JUDGES[options.target]  # onnxruntime can't run the mixed form on CPUs
-    judge = Judge(Material(segmenter, chosen), segmenter)
-    budget = options.budget(labelled=bool(frames.classes))
+    budget = options.budget(labelled=labelled)
     try:
         parity = judge.file(artifact, backend, threads=options.threads, budget=budget)
     except BackendError as exc:
         raise BackendError(f"the quantized model can't be checked: {exc}") from exc
-    return parity, f"{backend} {'int8' if options.fp16 else spec.precision}"
+    return parity, f"{backend} {judge.precision}"
 
 
 def _spec(
@@ -303,8 +311,9 @@ def _spec(
     calibration: FrameList,
     fingerprint: str,
     found: Search,
-    count: int,
+    every: Sequence[Layer],
 ) -> ModelSpec:
+    quantized = set(found.quantized)
     method = f"percentile {options.percentile:g}" if options.method == "percentile" else options.method
     facts = {name: value for name, value in spec.provenance.items() if not name.startswith("parity.")}
     if options.target == "tensorrt" and facts.get("sampling") == "fused":
@@ -315,8 +324,8 @@ def _spec(
             **facts,
             "target": options.target,
             "float_sha256": model_sha256(source),
-            "quantized": f"{len(found.quantized)} of {count} convolutions",
-            "kept": " ".join(layer.label for layer in found.kept),
+            "quantized": f"{len(quantized)} of {len(every)} convolutions",
+            "kept": " ".join(layer.label for layer in every if layer.name not in quantized),
             "calibration.method": method,
             "calibration.images": str(len(calibration)),
             "calibration.sha256": fingerprint,

@@ -65,7 +65,12 @@ class Judge:
     Args:
         material: to run on; at least one image.
         segmenter: of the float model.
+
+    Attributes:
+        precision: what the file that was judged last really ran at.
     """
+
+    precision = ""
 
     def __init__(self, material: Material, segmenter: Segmenter) -> None:
         self._material = material
@@ -88,6 +93,7 @@ class Judge:
         """
         meter = ParityMeter(self._segmenter.spec.classes)
         engine = open_engine(artifact, backend, EngineOptions(threads=threads, precision=precision, outputs=("mask",)))
+        self.precision = engine.precision
         try:
             name = engine.inputs[0].name
             for index, image in enumerate(self._material.inputs):

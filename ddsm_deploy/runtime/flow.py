@@ -15,7 +15,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sized
 from types import TracebackType
 from typing import Generic, Self, TypeVar
 
-from ddsm_deploy.errors import ConfigError
+from ddsm_deploy.errors import BackendError, ConfigError
 from ddsm_deploy.images import Image
 from ddsm_deploy.streams.frames import BaseSource, Frame, Source
 
@@ -33,7 +33,7 @@ _PATIENCE = 15.0
 class Flow(Generic[T]):
     """Iterating gives pairs of a frame and what `work` made of it. Damaged frames pass it by: see `damaged`.
 
-    Best in a ``with`` block; leaving a ``for`` loop early closes it as well.
+    Best in a ``with`` block; leaving a ``for`` loop early closes it as well. Reading starts with either.
 
     Attributes:
         dropped: frames that were left out since a newer one came.
@@ -82,7 +82,7 @@ class Flow(Generic[T]):
         self._pool = concurrent.futures.ThreadPoolExecutor(workers, thread_name_prefix="ddsm-work")
         # a daemon: a camera that hangs must not keep the program from ending
         self._reader = threading.Thread(target=self._read, args=(start,), name="ddsm-read", daemon=True)
-        self._reader.start()
+        self._started = False
 
     def __iter__(self) -> Iterator[tuple[Frame, T]]:
         """See the class.
@@ -90,6 +90,7 @@ class Flow(Generic[T]):
         Raises:
             DdsmError: what the source or `work` raised, in its place in the order.
         """
+        self._start()
         try:
             while (item := self._results.get()) is not _END:
                 frame, future = item
@@ -116,18 +117,26 @@ class Flow(Generic[T]):
         self.stop()
         self._pool.shutdown(wait=False, cancel_futures=True)
         self._source.close()
-        if threading.current_thread() is not self._reader:
+        if self._started and threading.current_thread() is not self._reader:
             self._reader.join(_PATIENCE)
         self._pool.shutdown(wait=True, cancel_futures=True)
         self._results.put(_END)  # whoever still waits is let go
 
     def __enter__(self) -> Self:
+        self._start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _start(self) -> None:
+        """Not on making it: a flow that is dropped before anything closes it would leave its threads behind."""
+        with self._changed:
+            if not self._started and not self._closed:
+                self._started = True
+                self._reader.start()
 
     def _read(self, start: int) -> None:
         try:
@@ -193,12 +202,18 @@ class Submissions(Generic[T]):
         self._pool = concurrent.futures.ThreadPoolExecutor(workers, thread_name_prefix="ddsm-submit")
 
     def submit(self, *args: object) -> concurrent.futures.Future[T]:
-        """Calls the function on a thread; waits first while too many are in hand."""
+        """Calls the function on a thread; waits first while too many are in hand.
+
+        Raises:
+            BackendError: closed, before or while it waited.
+        """
         self._slots.acquire()
         try:
             future = self._pool.submit(self._work, *args)
-        except BaseException:
+        except BaseException as exc:
             self._slots.release()
+            if isinstance(exc, RuntimeError):  # the pool's, which takes no more
+                raise BackendError("this segmenter is closed") from exc
             raise
         future.add_done_callback(lambda _: self._slots.release())
         return future

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from ddsm_deploy.artifact import Artifact, resolve
 from ddsm_deploy.engines import FILE_KINDS, Engine, EngineOptions, in_words
-from ddsm_deploy.errors import ConfigError, InputError
+from ddsm_deploy.errors import BackendError, ConfigError, InputError
 from ddsm_deploy.images import Image
 from ddsm_deploy.runtime.candidates import fixed_size
 from ddsm_deploy.runtime.choice import choose, open_named
@@ -65,6 +65,7 @@ class Segmenter:
         self._size = size
         self._input = engine.inputs[0].name
         self._submissions: Submissions[Segmentation] | None = None
+        self._closed = False
         self._lock = threading.Lock()
         self.spec = spec
         self.backend = engine.backend
@@ -256,15 +257,23 @@ class Segmenter:
         )
 
     def submit(self, image: Image) -> Future[Segmentation]:
-        """`predict` on another thread. Waits first while `IN_FLIGHT` images are in hand, so that memory is bounded."""
+        """`predict` on another thread. Waits first while `IN_FLIGHT` images are in hand, so that memory is bounded.
+
+        Raises:
+            BackendError: the segmenter is closed, or was while this waited.
+        """
         with self._lock:
+            if self._closed:
+                raise BackendError("this segmenter is closed")
             if self._submissions is None:
                 self._submissions = Submissions(self.predict, in_flight=IN_FLIGHT, workers=2)
-        return self._submissions.submit(image)
+            submissions = self._submissions
+        return submissions.submit(image)
 
     def close(self) -> None:
         """Gives the runtime's memory back; calling it again does nothing. What `submit` took is finished first."""
         with self._lock:
+            self._closed = True
             submissions, self._submissions = self._submissions, None
         if submissions is not None:
             submissions.close()

@@ -56,6 +56,8 @@ def test_errors_are_one_line(tiny_onnx: Path, tmp_path: Path, need, missing) -> 
         ([tiny_onnx, *rtx, "--dla-core", "0"], "has no option 'dla core': it runs on RTX GPUs, and those have no DLA"),
         ([tiny_onnx, *rtx, "--compute-capability", "75"], "build it with --precision fp16, or leave 75 out"),
         ([tmp_path / "none.onnx", *rtx], "No such file"),
+        ([tiny_onnx, *rtx, "-o", "b.onnx"], "expected a name that ends in .engine"),
+        ([tiny_onnx, *rtx, "-o", "b.engine", "--json", "b.engine.json"], "is the engine's own"),
     ]
     import importlib.util
 

@@ -69,7 +69,7 @@ def test_the_gate(on_colours: tuple[str | Path, ...], tmp_path: Path) -> None:
         (("--backend", "tflite"), "backend is 'tflite'"),
         (("--threads", "0"), "threads is 0"),
         (("--boundary-tolerance", "-1"), "boundary tolerance is -1 pixels"),
-        (("--json", "nowhere/report.json"), "nowhere/report.json: can't be written (No such file or directory)"),
+        (("--json", "/dev/null/report.json"), "/dev/null/report.json: can't be written ("),
         (("--precision", "bf8"), "precision is 'bf8'"),
     ],
 )

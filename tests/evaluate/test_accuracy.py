@@ -167,3 +167,17 @@ def test_backends_agree_on_a_network(backend: str, tiny_checkpoint: Path, tiny_o
     assert results[0].miou > 20  # it knows something of the scenes, so that agreement means something
     assert abs(results[0].miou - results[1].miou) < 0.05  # the budget for backends, in mIoU
     assert abs(results[0].pixel_accuracy - results[1].pixel_accuracy) < 0.1
+
+
+def test_labels_that_lie_on_their_side(colours: Segmenter, tmp_path: Path) -> None:
+    for place, (truth, right) in {"turned": ((97, 57), False), "half": ((29, 49), True)}.items():
+        root = tmp_path / place
+        (root / "val").mkdir(parents=True)
+        write_classes(root)
+        write_pair(root / "val", "one", np.zeros((57, 97), np.uint8), np.zeros(truth, np.uint8))
+        dataset = open_dataset("folder", root, "val")
+        if right:
+            assert evaluate(colours, dataset).miou == pytest.approx(100)
+        else:
+            with pytest.raises(InputError, match=r"one.png: labels are 97x57, but the image, .* 57x97"):
+                evaluate(colours, dataset)

@@ -13,6 +13,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from colour_graph import write_colour_model
 
 from ddsm_deploy import kernels
 from ddsm_deploy.errors import ArtifactError, ConfigError, InputError
@@ -146,6 +147,27 @@ class TestBench:
         assert result.images == f"2 of {tmp_path}"
         assert not result.rows[0].error
 
+    def test_ctrl_c_leaves_the_rows_that_have_figures(self, colour_onnx: Path, need) -> None:
+        need("openvino")
+
+        def stop(_: str, done: int, planned: int) -> None:
+            if planned == 200 and done == ROUND:  # the first row has had its round, the second not yet
+                raise KeyboardInterrupt
+
+        options = BenchOptions(backends=("onnxruntime", "openvino"), precisions=("fp32",), runs=100, warm_up=0)
+        result = bench(colour_onnx, options, progress=stop)
+        assert [(row.backend, len(row.latencies_ms)) for row in result.rows] == [("onnxruntime", ROUND)]
+        assert json.loads(result.to_json())["interrupted"] is True
+
+    def test_a_model_of_open_size_runs_at_each_images_own(self, tmp_path: Path) -> None:
+        model = write_colour_model(tmp_path / "open.onnx", size=(64, 96), dynamic=True)
+        cv2.imwrite(str(tmp_path / "image.png"), np.zeros((40, 50, 3), np.uint8))
+        quick = {"backends": ("onnxruntime",), "runs": 1, "warm_up": 0}
+        assert bench(model, BenchOptions(**quick)).size == (64, 96)  # type: ignore[arg-type] # the noise's
+        result = bench(model, BenchOptions(**quick, images=tmp_path))  # type: ignore[arg-type]
+        fields = json.loads(result.to_json())
+        assert (result.size, fields["height"], fields["width"]) == (None, None, None)
+
     def test_an_unreadable_image_is_an_error_of_the_row(self, colour_onnx: Path, tmp_path: Path) -> None:
         (tmp_path / "a.png").write_bytes(b"no image")
         (row,) = bench(colour_onnx, BenchOptions(backends=("onnxruntime",), images=tmp_path)).rows
@@ -188,7 +210,7 @@ class TestWorker:
         )
         assert done.returncode == 0, done.stderr
         ready, times = map(json.loads, done.stdout.splitlines())
-        assert ready.keys() == {"precision", "sampling", "load_ms", "first_ms"}
+        assert ready.keys() == {"precision", "sampling", "open_size", "load_ms", "first_ms"}
         assert len(times["times_ms"]) == 3
         assert "noise" in done.stderr
 

@@ -137,6 +137,22 @@ def test_what_stands_in_the_rows(folder: Path, dataset: Dataset) -> None:
     assert Table((right,)).to_json() == right.result.to_json()
 
 
+def test_ctrl_c_leaves_the_rows_that_are_done(folder: Path, dataset: Dataset) -> None:
+    seen: list[str] = []
+
+    def stop(text: str, done: int, total: int) -> None:
+        seen.append(text)
+        if len(seen) == total + 2:  # in the second row
+            raise KeyboardInterrupt
+
+    models = [folder / "right.onnx", folder / "mirrored.onnx"]
+    table = score_all(models, dataset, TableOptions(backends=("onnxruntime",)), progress=stop)
+    assert table.interrupted and [row.file for row in table.rows] == ["right.onnx"]
+    seen.clear()
+    with pytest.raises(KeyboardInterrupt):  # nothing is done yet
+        score_all(models[:1], dataset, TableOptions(backends=("onnxruntime",)), progress=lambda *_: stop("", 0, -1))
+
+
 def test_a_row_that_can_not_run_says_why(folder: Path, dataset: Dataset, bundle: Artifact, need) -> None:
     need("openvino")
     asked = TableOptions(backends=("onnxruntime", "openvino"), precisions=("fp16", "fp32"))

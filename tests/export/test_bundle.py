@@ -78,7 +78,7 @@ def test_the_checkpoint_is_not_written_over(checkpoint: Callable[..., Path], tmp
     source.write_bytes(checkpoint("add").read_bytes())
     link.hardlink_to(source)
     for output in (source, link):
-        with pytest.raises(InputError, match="belongs to the model that is read"):
+        with pytest.raises(InputError, match=r"belongs to the model that is read|ends in \.onnx"):
             export_onnx(source, output)
     assert source.read_bytes() == checkpoint("add").read_bytes()
 
@@ -89,7 +89,7 @@ def test_no_bundle_is_written_over(checkpoint: Callable[..., Path], tmp_path: Pa
     make_bundle(tmp_path / "b.zip", [folder])
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     for name in ("b.zip", "b/model.onnx", "b/bundle.json", "b/model.safetensors"):
-        with pytest.raises(InputError, match=r"bundle|folder|belongs"):
+        with pytest.raises(InputError, match=r"bundle|folder|belongs|ends in"):
             export_onnx(checkpoint("add"), tmp_path / name)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 

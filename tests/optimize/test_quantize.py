@@ -18,7 +18,7 @@ from ddsm_deploy.artifact import resolve
 from ddsm_deploy.datasets import IGNORE, open_dataset
 from ddsm_deploy.engines import EngineOptions, open_engine
 from ddsm_deploy.errors import ArtifactError, BackendError, ConfigError, GateError, InputError
-from ddsm_deploy.frames import FrameList, frames_of
+from ddsm_deploy.frames import FrameList, frames_in, frames_of
 from ddsm_deploy.images import read_image
 from ddsm_deploy.optimize.quantize import JUDGES, TARGETS, QuantizeOptions, QuantizeReport, quantize
 from ddsm_deploy.runtime.segmenter import Segmenter
@@ -138,10 +138,10 @@ def test_fp16_beside_int8(tiny_onnx: Path, frames: FrameList, tmp_path: Path, ne
     options = QuantizeOptions(target="tensorrt", fp16=True, images=8, **LOOSE)
     report = quantize(tiny_onnx, tmp_path / "mixed.onnx", frames, options)
     assert report.spec.precision == "int8+fp16"
-    assert report.checked_on == "openvino int8"
     with pytest.raises(BackendError, match="openvino runs it"):  # it would give other classes
         open_engine(resolve(report.path), "onnxruntime")
     with Segmenter.open(report.path, backend="openvino") as segmenter:
+        assert report.checked_on == f"openvino {segmenter.precision}"
         assert segmenter.precision in ("int8", "int8+fp16")  # what really runs: few CPUs compute in float16
 
 
@@ -171,10 +171,36 @@ def test_named_layers_are_kept(tiny_onnx: Path, frames: FrameList, tmp_path: Pat
     floats = [n.input[1] for n in model.graph.node if n.op_type == "Conv" and n.input[1] not in made]
     assert "network.head.1.weight" in floats
     assert sum(name.startswith("network.fusions.0.") for name in floats) > 5
-    with pytest.raises(ConfigError, match="which no layer is called"):
-        quantize(
-            tiny_onnx, tmp_path / "x.onnx", frames, QuantizeOptions(target="onnxruntime", images=4, keep=("neck",))
-        )
+    said = report.spec.provenance["kept"].split()
+    assert len(said) == report.layers - len(report.search.quantized)
+    assert any(name.startswith("fusions.0.") for name in said)
+    for keep, words in (("neck", "which no layer is called"), ("*", "none of the model's .* is left to quantize")):
+        with pytest.raises(ConfigError, match=words):
+            quantize(
+                tiny_onnx, tmp_path / "x.onnx", frames, QuantizeOptions(target="onnxruntime", images=4, keep=(keep,))
+            )
+
+
+def test_what_can_not_be_checked_on_is_told_before_the_search(
+    tiny_onnx: Path, frames: FrameList, tmp_path: Path, need
+) -> None:
+    need("onnxruntime")
+    for entry in frames:
+        (tmp_path / entry.path.name).write_bytes(entry.path.read_bytes())
+    mine = frames_in(tmp_path)
+    (unused, *_) = mine.without(mine.spread(2))  # calibration does not read it
+    unused.path.write_bytes(unused.path.read_bytes()[:-100])
+    seen: list[str] = []
+    options = QuantizeOptions(target="onnxruntime", images=2, sensitivity=True, **LOOSE)
+    with pytest.raises(InputError, match="truncated"):
+        quantize(tiny_onnx, tmp_path / "x.onnx", mine, options, progress=lambda text, *_: seen.append(text))
+    assert not any("layer" in text for text in seen)
+
+
+def test_a_name_by_which_it_would_not_be_known_again(tiny_onnx: Path, frames: FrameList, tmp_path: Path) -> None:
+    for name in ("int8", "mine.safetensors"):
+        with pytest.raises(InputError, match=r"expected a name that ends in \.onnx"):
+            quantize(tiny_onnx, tmp_path / name, frames, QuantizeOptions(target="onnxruntime", images=4))
 
 
 def test_options_that_do_not_fit() -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from ddsm_deploy.errors import ConfigError, InputError
+from ddsm_deploy.errors import BackendError, ConfigError, InputError
 from ddsm_deploy.runtime.flow import Flow, IterableSource, Submissions
 from ddsm_deploy.streams.frames import BaseSource, Frame
 
@@ -192,3 +192,37 @@ def test_submissions_are_bounded() -> None:
     waiting.join()
     assert [future.result(30) for future in (*first, *later)] == [0, 1, 2]
     calls.close()
+
+
+def test_closed_submissions_take_no_more() -> None:
+    gate = threading.Event()
+    calls = Submissions(lambda: gate.wait(30), in_flight=1, workers=1)
+    first = calls.submit()
+    refused: list[str] = []
+
+    def late() -> None:
+        with pytest.raises(BackendError) as error:
+            calls.submit()
+        refused.append(str(error.value))
+
+    waiting = threading.Thread(target=late)  # until the first is done, which is after closing has begun
+    waiting.start()
+    closing = threading.Thread(target=calls.close)
+    closing.start()
+    while calls._pool._shutdown is False:
+        pass
+    gate.set()
+    waiting.join(30)
+    closing.join(30)
+    assert first.result(0) and refused == ["this segmenter is closed"]
+
+
+def test_nothing_is_read_before_it_is_iterated_over() -> None:
+    source = Counted(5)
+    before = set(threading.enumerate())
+    flow = Flow(source, lambda frame: frame.index)
+    assert set(threading.enumerate()) == before  # a flow that is forgotten now leaves no thread
+    assert [index for _, index in flow] == [0, 1, 2, 3, 4] and source.released
+    unread = Flow(source := Counted(5), lambda frame: frame.index)
+    unread.close()
+    assert source.read == 0 and source.released and list(unread) == []

@@ -6,6 +6,7 @@ picture itself.
 
 from __future__ import annotations
 
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -248,3 +249,7 @@ def test_closed_is_closed(tmp_path: Path, backend: str) -> None:
     segmenter.close()
     with pytest.raises(BackendError, match="is closed"):
         segmenter.predict(picture(np.full((8, 12), RED)))
+    threads = threading.active_count()
+    with pytest.raises(BackendError, match="is closed"):
+        segmenter.submit(picture(np.full((8, 12), RED)))
+    assert threading.active_count() == threads

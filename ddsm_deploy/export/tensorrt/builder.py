@@ -20,6 +20,7 @@ from ddsm_deploy import kernels
 from ddsm_deploy.enginefile import Profile, TensorRecord
 from ddsm_deploy.errors import BackendError, BackendMissing
 from ddsm_deploy.export.tensorrt.log import Layer
+from ddsm_deploy.files import writing
 
 NAMES = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}
 
@@ -124,9 +125,11 @@ def build(job: Job, progress: Progress | None = None) -> Built:
         BackendError: it can't build the graph, or its process died; the message names the node where NVIDIA does.
     """
     with tempfile.TemporaryDirectory(prefix="ddsm-build-") as folder:
-        shutil.copyfile(job.onnx, Path(folder) / _ONNX)
+        with writing(Path(folder) / _ONNX):
+            shutil.copyfile(job.onnx, Path(folder) / _ONNX)
         result = _run(job.target, job.to_json(), progress or (lambda phase, share: None), Path(folder))
-        shutil.copyfile(Path(folder) / _ENGINE, job.engine)
+        with writing(job.engine):
+            shutil.copyfile(Path(folder) / _ENGINE, job.engine)
     return Built(
         version=result["version"],
         inputs=tuple(_tensor(fields) for fields in result["inputs"]),
