@@ -200,10 +200,10 @@ def draw(result: dict[str, Any], path: Path) -> None:
         points = [row for row in scored if row["model"] == name]
         upper.plot([row["p50_ms"] for row in points], [row["miou"] for row in points], "o-", label=name)
         for index, row in enumerate(points):
-            offset = ((0, 7), (-9, -15), (6, -15))[index] if index < 3 else (0, 7)  # the first three are close
+            offset = ((-6, 3), (-3, -15), (6, -15))[index] if index < 3 else (0, 7)  # the first three are close
             upper.annotate(
                 row["precision"], (row["p50_ms"], row["miou"]), offset, textcoords="offset points",
-                fontsize=8, ha="center",
+                fontsize=8, ha="center" if index else "right",
             )  # fmt: skip
     upper.margins(y=0.15)
     upper.set_ylabel("mIoU on CamVid val, %")
