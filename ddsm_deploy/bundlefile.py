@@ -27,6 +27,7 @@ from typing import Any
 
 from ddsm_deploy.cache import cache_folder
 from ddsm_deploy.errors import ArtifactError, InputError
+from ddsm_deploy.files import writing
 from ddsm_deploy.spec import PRECISIONS, sha256_of
 
 BUNDLE_FILE = "bundle.json"
@@ -222,7 +223,9 @@ def refuse_bundle(output: Path, suffix: str) -> None:
     """
     if output.suffix.lower() == ".zip":
         raise InputError(f"{output}: is the name of a bundle; expected that of one file")
-    if output.suffix.lower() != suffix:
+    with writing(output):
+        folder = output.is_dir()  # told in its own words, where it is written
+    if output.suffix.lower() != suffix and not folder:
         raise InputError(f"{output}: expected a name that ends in {suffix}")
     bundle = bundle_at(output.parent)
     if bundle is not None and output.name in (BUNDLE_FILE, *bundle.files):
