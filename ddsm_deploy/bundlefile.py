@@ -210,7 +210,7 @@ def bundle_at(path: Path) -> Bundle | None:
         return None
 
 
-def refuse_bundle(output: Path, suffix: str) -> None:
+def check_file_name(output: Path, suffix: str) -> None:
     """Refuses a name that no model's one file of a kind may take: one by which it would not be known again, or that of
     a bundle, or of a file that a bundle records.
 

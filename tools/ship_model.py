@@ -206,7 +206,8 @@ def with_offset(checkpoint: Path, output: Path, name: str, offset: float) -> Pat
 
     network, spec = load_checkpoint(checkpoint)
     network.head[-1].bias.data[spec.classes.index(name)] += offset
-    save_checkpoint(output, network, spec.with_provenance(logit_offset=f"{name} {offset:+g}"))
+    facts = {key: value for key, value in spec.provenance.items() if key != "val_miou"}  # it was another network's
+    save_checkpoint(output, network, spec.replace(provenance=facts).with_provenance(logit_offset=f"{name} {offset:+g}"))
     return output
 
 

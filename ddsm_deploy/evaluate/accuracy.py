@@ -187,7 +187,7 @@ def at_size(mask: Labels, size: tuple[int, ...]) -> Labels:
 
 
 def check_turned(path: Path, labels: Labels, image: Image) -> None:
-    """Refuses labels that lie on their side: the image was stored so too, with an EXIF note that turns it alone.
+    """Refuses labels that lie on their side, as where a note in the image's EXIF data turns that alone.
 
     Args:
         path: of either, for the message.
@@ -201,8 +201,8 @@ def check_turned(path: Path, labels: Labels, image: Image) -> None:
     rounding = max(tall + wide, height + width)  # a pixel each way
     if abs(height * wide - width * tall) > rounding >= abs(height * tall - width * wide):
         raise InputError(
-            f"{path}: labels are {height}x{width}, but the image, as its EXIF note turns it, {tall}x{wide}; expected "
-            "labels that are turned likewise"
+            f"{path}: labels are {height}x{width}, but the image is {tall}x{wide}; expected labels that lie as it does "
+            "(a note in its EXIF data may turn it)"
         )
 
 

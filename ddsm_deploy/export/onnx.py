@@ -10,7 +10,7 @@ from pathlib import Path
 import onnx
 import onnx.checker
 
-from ddsm_deploy.bundlefile import refuse_bundle
+from ddsm_deploy.bundlefile import check_file_name
 from ddsm_deploy.errors import ConfigError, GateError
 from ddsm_deploy.export.fp16 import GRIDS, to_fp16
 from ddsm_deploy.export.graph import DYNAMIC, OPSET, halve_weights, trace
@@ -143,7 +143,7 @@ def export_onnx(checkpoint: str | Path, output: str | Path, options: ExportOptio
     spec = _spec(source, checkpoint, options)
     module = DeployModule(network, spec, outputs=options.outputs).eval()
 
-    refuse_bundle(output, ".onnx")
+    check_file_name(output, ".onnx")
     with replacing(output, sources=[checkpoint]) as temporary:
         size = (spec.height, spec.width)
         model = trace(module, size, dynamic=options.dynamic, sampling=options.sampling, outputs=options.outputs)

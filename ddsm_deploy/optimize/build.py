@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ddsm_deploy.artifact import Artifact, resolve
-from ddsm_deploy.bundlefile import refuse_bundle
+from ddsm_deploy.bundlefile import check_file_name
 from ddsm_deploy.enginefile import EngineRecord, Profile, record_path, writing_engine
 from ddsm_deploy.errors import BackendMissing, ConfigError, GateError
 from ddsm_deploy.evaluate.verify import MAX_CHANGED
@@ -113,7 +113,7 @@ def build_engine(
     target = guard.Target(target=options.target, version=version, compute_capabilities=options.compute_capabilities)
     notes = guard.check_graph(source.graph, target)
     profiles = check_profile(source.graph, source.spec, options)
-    refuse_bundle(output, ".engine")
+    check_file_name(output, ".engine")
     files = writing_engine(output, sources=artifact.paths())
     with files as (engine, record_file), tempfile.TemporaryDirectory() as folder:
         onnx = Path(folder) / "graph.onnx"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ddsm_deploy.artifact import Artifact, resolve
-from ddsm_deploy.bundlefile import refuse_bundle
+from ddsm_deploy.bundlefile import check_file_name
 from ddsm_deploy.errors import ArtifactError, BackendError, ConfigError, GateError
 from ddsm_deploy.export.fp16 import to_fp16
 from ddsm_deploy.export.onnxgraph import Graph, load_graph, plain_graph, save_graph
@@ -185,8 +185,8 @@ def quantize(
         ConfigError: an option that does not fit the model.
         InputError: too few images, an unreadable one, or a file that can't be written.
         BackendMissing: a runtime that this needs is not installed.
-        GateError: the budget does not hold; nothing is written, unless ``options.force``. Or it holds with no layer in
-            INT8 alone; then nothing is written.
+        GateError: the budget does not hold; nothing is written, unless ``options.force``. Or it holds only
+            with no layer in INT8; then nothing is written in any case.
     """
     started = time.perf_counter()
     artifact, output = model if isinstance(model, Artifact) else resolve(model), Path(output)
@@ -196,7 +196,7 @@ def quantize(
         raise ArtifactError(
             f"{source}: written in {artifact.spec.precision}; quantize the float32 file it was made from"
         )
-    refuse_bundle(output, ".onnx")
+    check_file_name(output, ".onnx")
     calibration = frames.spread(options.images)
     doubts = check_frames(calibration, artifact.spec)
     graph = _graph(source, options)

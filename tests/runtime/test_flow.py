@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 
 import numpy as np
@@ -209,8 +210,8 @@ def test_closed_submissions_take_no_more() -> None:
     waiting.start()
     closing = threading.Thread(target=calls.close)
     closing.start()
-    while calls._pool._shutdown is False:
-        pass
+    while not calls._pool._shutdown:  # until closing has begun, which nothing else tells
+        time.sleep(0.01)
     gate.set()
     waiting.join(30)
     closing.join(30)
