@@ -1,13 +1,14 @@
 """Makes a shipped model out of a training run: bundle (checkpoint, ONNX, FP16, INT8 for each target) and model card.
 
     python tools/ship_model.py RUN [RUN ...] --name ddsm-lite0 --data DATA [--dataset camvid] [--limits FILE]
-        [--judged-by BUNDLE] [--offset pole=0.5]
+        [--judged-by BUNDLE [--judged-run RUN]] [--offset pole=0.5]
 
 RUN is a folder that `ddsm train` wrote; of several, each started from the one before, and the last is shipped: the
 network of its last epoch, in whose choice validation had no part. The figures in the card are measured here, on the
 bundle's own files. A last run that learnt from val too can't be judged on val: then `--judged-by` names the bundle that
-this tool made of the runs before it. The card gives that one's accuracy, its checkpoint is kept in weights/, and the
-shipped files' figures show only that the precisions agree. `--offset` adds a constant to a class's logit, as a bias of
+this tool made of the runs before it, or, with `--judged-run`, of those and of one that differs from the last in having
+learnt from *train* alone. The card gives that one's accuracy, its checkpoint is kept in weights/, and the shipped
+files' figures show only that the precisions agree. `--offset` adds a constant to a class's logit, as a bias of
 the last convolution (`benchmarks/class_offset.py` tells what it gives).
 """
 
@@ -69,7 +70,7 @@ reach; whoever deploys them commercially should settle the question of the train
 
 Flip, scale, photometric changes; AdamW (offset convolutions at {offset_lr} of the rate, weight decay {decay}), poly
 decay, {warmup} epoch of warm-up; OHEM cross-entropy (pixels above {ohem} are easy) with class weights as given above,
-soft Jaccard, auxiliary losses ×{aux}, averaged weights, {precision}, seed 0 where none is given.
+soft Jaccard, auxiliary losses ×{aux}, {taught}averaged weights, {precision}, seed 0 where none is given.
 {moved}This is the last epoch's network: val (101 frames) was looked at {looks} times along the way and chose no
 checkpoint; that earlier experiments were scored on it too is told in docs/experiments.md.
 
@@ -101,6 +102,10 @@ BEFORE = """\
 The network before the last stage, which had not seen val, stands for this one here; its other forms were made as those
 that are shipped. """
 
+BESIDE = """\
+A network that had not seen val stands for this one here: the last stage once more, from *train* alone (`{command}`);
+its other forms were made as those that are shipped. """
+
 MOVED = """\
 Then {offset} is added to the logit of {name}, of which plain argmax finds too little (docs/experiments.md, Poles).
 """
@@ -122,11 +127,15 @@ def main() -> None:
     parser.add_argument(
         "--judged-by", type=Path, help="bundle whose accuracy stands for a network that learnt from val"
     )
+    parser.add_argument("--judged-run", type=Path, help="the last run of that bundle, if it is none of RUN")
     parser.add_argument("--offset", type=class_and_value, metavar="CLASS=VALUE", help="added to that class's logit")
     parser.add_argument("--limits", type=Path, help="text (Markdown) on limits and failure modes, appended to the card")
     args = parser.parse_args()
     if learnt_val(args.runs[-1]) != (args.judged_by is not None):
         parser.error("--judged-by is for a last run that learnt from val, and needed there")
+
+    if args.judged_run is not None and (args.judged_by is None or learnt_val(args.judged_run)):
+        parser.error("--judged-run is the run behind --judged-by, from train alone")
 
     folder = MODELS / args.name
     with tempfile.TemporaryDirectory() as temporary:
@@ -233,6 +242,7 @@ def card(args: argparse.Namespace, folder: Path, judged: Scores, own: Scores) ->
     how = f"`ddsm eval {args.name} --data CAMVID --dataset camvid --split val --all`"
     if args.judged_by is not None:
         how = f"the commands in docs/precision.md (Accuracy), from {kept_checkpoint(args.name)} on"
+    beside = [] if args.judged_run is None else [args.judged_run]
     fused = {
         "ddsm": f"A DDSM network (both branches, N = {spec.network.samples})",
         "spatial": f"A DDSM network (spatial branch, N = {spec.network.samples})",
@@ -252,12 +262,13 @@ def card(args: argparse.Namespace, folder: Path, judged: Scores, own: Scores) ->
         warmup=config["warmup_epochs"],
         ohem=config["ohem"],
         aux=config["aux_weight"],
+        taught=f"distance from the teacher's probabilities ×{config['distill']:g}, " if config.get("teacher") else "",
         precision=lightning_precision(config["precision"]).partition("-")[0],
         moved="" if args.offset is None else MOVED.format(name=args.offset[0], offset=args.offset[1]),
         splits="the *train* part (367 frames)"
         + (" and, in the last stage, the *val* part (101)" if learnt_val(args.runs[-1]) else ""),
-        looks=sum(len(curve(run)) for run in args.runs if not learnt_val(run)),
-        whose="" if judged is own else BEFORE,
+        looks=sum(len(curve(run)) for run in [*args.runs, *beside] if not learnt_val(run)),
+        whose="" if judged is own else BESIDE.format(command=command(beside[0])) if beside else BEFORE,
         how=how,
         scores=judged,
         tolerance=judged.results[0].boundary_tolerance_px,
@@ -270,7 +281,7 @@ def card(args: argparse.Namespace, folder: Path, judged: Scores, own: Scores) ->
 
 
 def kept_checkpoint(name: str) -> str:
-    """Where the weights of the runs before the last one are, from the repository's root."""
+    """Where the weights are that have not seen val, from the repository's root."""
     return f"weights/{name}-train.safetensors"
 
 
@@ -293,6 +304,14 @@ def stage(run: Path) -> str:
     """One run as a line of Markdown: its command, and how far it went."""
     config = json.loads((run / "config.json").read_text(encoding="utf-8"))
     reached = curve(run)
+    length = f"stopped by hand after epoch {reached[-1][0]}" if reached[-1][0] < config["epochs"] else "run to its end"
+    score = "" if learnt_val(run) else f"; val mIoU {reached[-1][1]:.2f}"
+    return f"`{command(run)}`, {length}{score}."
+
+
+def command(run: Path) -> str:
+    """What made a run."""
+    config = json.loads((run / "config.json").read_text(encoding="utf-8"))
     network = config["network"]
     # named after the closest; `max` takes the first of equals
     variant = max(VARIANTS, key=lambda name: [getattr(VARIANTS[name], key) == network[key] for key in _TELLING])
@@ -317,15 +336,15 @@ def stage(run: Path) -> str:
     if config["init"]:
         start = Path(config["init"])
         options["init"] = f"{start.parent.name}/{start.name}"
+    if config.get("teacher"):
+        teacher = Path(config["teacher"])
+        options |= {"teacher": f"{teacher.parent.name}/{teacher.name}", "distill": config["distill"]}
     if config["seed"]:
         options["seed"] = config["seed"]
     if config["train_split"] != "train":
         options["train-split"] = config["train_split"]
     flags = " ".join(f"--{name} {value}" for name, value in options.items())
-    length = f"stopped by hand after epoch {reached[-1][0]}" if reached[-1][0] < config["epochs"] else "run to its end"
-    command = f"ddsm train --data CAMVID -o {run.name} {flags}"
-    score = "" if learnt_val(run) else f"; val mIoU {reached[-1][1]:.2f}"
-    return f"`{command}`, {length}{score}."
+    return f"ddsm train --data CAMVID -o {run.name} {flags}"
 
 
 if __name__ == "__main__":

@@ -33,6 +33,8 @@ def bench_at_pace(
         write_json(json_file, result.to_json(per_frame=per_frame))
     if plot is not None:
         plot_paced(result, plot)
+    if result.record.interrupted:
+        raise KeyboardInterrupt
     if result.verdict is not None and not result.verdict:
         raise GateError(f"over budget: {'; '.join(result.verdict.failures)}")
 

@@ -27,6 +27,10 @@ def train(
     init: Annotated[
         Path | None, typer.Option(help="Checkpoint or shipped model with the same backbone to start from.")
     ] = None,
+    teacher: Annotated[
+        Path | None, typer.Option(help="Checkpoint or shipped model of the same classes to learn from besides labels.")
+    ] = None,
+    distill: Annotated[float, typer.Option(help="Weight of the distance from the teacher.")] = 4.0,
     pretrained: Annotated[bool, typer.Option(help="Start the backbone from ImageNet weights.")] = True,
     size: Annotated[str, typer.Option(help="Deployed input, HEIGHTxWIDTH.")] = "360x480",
     crop: Annotated[str | None, typer.Option(help="Training crop, HEIGHTxWIDTH; the size if left out.")] = None,
@@ -82,6 +86,8 @@ def train(
         val_split=val_split,
         network=network,
         init=init,
+        teacher=teacher,
+        distill=distill,
         pretrained=pretrained,
         height=height,
         width=width,

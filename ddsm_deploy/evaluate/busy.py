@@ -34,7 +34,11 @@ def busy_processes(count: int) -> Iterator[tuple[int, ...]]:
         processes = []
         for _ in range(count):
             process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,  # Ctrl-C at a terminal is for the measurement, which ends them in its turn
             )
             stack.callback(_end, process)
             processes.append(process)

@@ -130,7 +130,7 @@ class PacedResult:
         options: as asked for.
         machine: see `machine.machine_facts`.
         record: every frame's times.
-        verdict: of the gate; None where none was asked for.
+        verdict: of the gate; None where none was asked for, or the run was interrupted.
     """
 
     settings: dict[str, Any]
@@ -153,7 +153,7 @@ class PacedResult:
         Args:
             per_frame: add every frame's latency (null for a dropped one), and the memory's curve.
         """
-        record, frames = self.record, self.options.frames
+        record, frames = self.record, len(self.record.due)
         latencies = record.latencies_ms[record.delivered]
         late = int(np.sum(latencies > self.options.deadline))
         p50, p99 = _percentile(latencies, 50), _percentile(latencies, 99)
@@ -165,6 +165,7 @@ class PacedResult:
             "machine": self.machine,
             "method": {**_METHOD, "garbage_collector": "on" if gc.isenabled() else "off"},
             "frames": frames,
+            "interrupted": record.interrupted,
             "delivered": len(latencies),
             "dropped": frames - len(latencies),
             "deadline_misses": late,
@@ -211,6 +212,8 @@ def bench_paced(
     Raises:
         DdsmError: as `Segmenter.open`; an image or the baseline can't be read; the background load ended early.
         ConfigError: the baseline is of another model, precision or rate.
+        KeyboardInterrupt: Ctrl-C before the first frame. A later one ends the run, and the result is of what came
+            before (`Record.interrupted`).
     """
     report = progress or (lambda text: None)
     gate = options.gate
@@ -236,7 +239,7 @@ def bench_paced(
         machine=machine,
         record=record,
     )
-    if gate is None:
+    if gate is None or record.interrupted:  # what was not asked to the end is neither passed nor failed
         return result
     return dataclasses.replace(result, verdict=judge(gate, result.fields(), baseline))
 

@@ -77,7 +77,7 @@ def _draw_latencies(axes: Axes, result: PacedResult) -> None:
 
 
 def _draw_tail(axes: Axes, result: PacedResult) -> None:
-    frames, deadline = result.options.frames, result.options.deadline
+    frames, deadline = len(result.record.due), result.options.deadline
     ordered = np.sort(result.record.latencies_ms[result.record.delivered])
     # of the frames that were due, dropped ones included: those never end
     longer = 100 * (frames - 1 - np.arange(len(ordered))) / frames

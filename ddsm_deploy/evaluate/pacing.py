@@ -80,6 +80,7 @@ class Record:
         done: when its mask was there.
         reordered: masks that came out after the mask of a later frame.
         mixed_up: masks that were not, to the pixel, those of their own frame.
+        interrupted: by Ctrl-C; there are only the frames up to the last one that was begun.
 
     Args:
         schedule: how many frames, and how fast.
@@ -91,6 +92,7 @@ class Record:
         self.due = np.arange(schedule.frames) / schedule.rate
         self.arrived, self.taken, self.done = (np.full(schedule.frames, np.nan) for _ in range(3))
         self.reordered = self.mixed_up = 0
+        self.interrupted = False
         self._masks = masks
         self._newest = -1
         self._lock = threading.Lock()
@@ -108,6 +110,20 @@ class Record:
             self.reordered += index < self._newest
             self._newest = max(self._newest, index)
             self.mixed_up += wrong
+
+    def cut_short(self) -> None:
+        """Leaves out what no longer came to its turn when the run was interrupted.
+
+        Raises:
+            KeyboardInterrupt: nothing is left.
+        """
+        begun = np.flatnonzero(np.isfinite(self.taken))
+        if not len(begun):
+            raise KeyboardInterrupt
+        self.interrupted = True
+        self.due, self.arrived, self.taken, self.done = (
+            times[: begun[-1] + 1] for times in (self.due, self.arrived, self.taken, self.done)
+        )
 
     def look_at_memory(self) -> None:
         """Notes what memory the process holds now."""
@@ -164,7 +180,8 @@ def pace(
 def run_paced(segment: Segment, images: Sequence[Image], record: Record, *, warm_up: int = 0) -> None:
     """Lets frames come on schedule and records what becomes of them.
 
-    After the last frame those that still wait are segmented too, as long as the schedule's patience lasts.
+    After the last frame those that still wait are segmented too, as long as the schedule's patience lasts. Ctrl-C ends
+    the run, and the record is of what came before.
 
     Args:
         segment: what is measured; one thread calls it, one image at a time.
@@ -175,6 +192,7 @@ def run_paced(segment: Segment, images: Sequence[Image], record: Record, *, warm
 
     Raises:
         DdsmError: whatever `segment` raised.
+        KeyboardInterrupt: Ctrl-C before the first frame was taken.
     """
     schedule = record.schedule
     inbox: Mailbox[int] = Mailbox(schedule.capacity)
@@ -193,6 +211,7 @@ def run_paced(segment: Segment, images: Sequence[Image], record: Record, *, warm
         record.look_at_memory()
         record.due += time.perf_counter() + _LEAD_SECONDS
         limit = record.due[0] + schedule.longest
+        interrupted = False
         try:
             working = worker_thread.submit(_work, inbox, segment, images, record)
             camera = camera_thread.submit(pace, record.due, arrive, stop)
@@ -201,12 +220,17 @@ def run_paced(segment: Segment, images: Sequence[Image], record: Record, *, warm
                 record.look_at_memory()
                 if time.perf_counter() > limit:
                     inbox.close(discard=True)
+        except KeyboardInterrupt:
+            interrupted = True
         finally:
             stop.set()
             inbox.close(discard=True)
-        working.result()
-        camera.result()
+        if not interrupted:
+            working.result()
+            camera.result()
     record.look_at_memory()
+    if interrupted:
+        record.cut_short()
 
 
 def _warm_up(segment: Segment, images: Sequence[Image], runs: int) -> None:

@@ -31,7 +31,8 @@ class Scheme:
         signed: activations as int8 with zero point 0; else uint8, with a zero point where a tensor has negative values.
         outputs: pairs behind a convolution too (behind its activation, if it has one), and round additions, so that
             INT8 tensors go from layer to layer; else pairs only in front of convolutions.
-        half_scales: scales are float16 numbers, so that the float16 form of the graph computes with the same ones.
+        half_scales: scales of activations are float16 numbers as well, as those of weights always are, so that the
+            float16 form of the graph computes with the same ones.
     """
 
     signed: bool
@@ -195,7 +196,7 @@ class _Writer:
         name = node.input[1]
         if f"{name}.q" not in self.stored:  # else another convolution reads the same weight
             weight = numpy_helper.to_array(self.stored[name]).astype(np.float32)
-            scale = weight_scales(weight, self.largest, half=self.scheme.half_scales)
+            scale = weight_scales(weight, self.largest)
             shaped = scale.reshape(-1, *[1] * (weight.ndim - 1))
             numbers = np.rint(weight / shaped).clip(-self.largest, self.largest).astype(np.int8)
             inputs = [
@@ -242,10 +243,12 @@ def activation_scale(values: Range, scheme: Scheme) -> tuple[float, int]:
     return scale, 0 if scheme.signed else int(np.clip(np.rint(-low / scale), 0, 255))
 
 
-def weight_scales(weight: np.ndarray, largest: int, *, half: bool) -> np.ndarray:
-    """One scale an output channel (axis 0), float32; 1 for a channel of zeros."""
-    scale = np.abs(weight).reshape(len(weight), -1).max(axis=1).astype(np.float64) / largest
-    scale = _up_to_half(scale) if half else scale
+def weight_scales(weight: np.ndarray, largest: int) -> np.ndarray:
+    """One scale an output channel (axis 0), float32; 1 for a channel of zeros.
+
+    Float16 numbers for every target, so that the INT8 weights of all are the same bytes, and in a bundle once.
+    """
+    scale = _up_to_half(np.abs(weight).reshape(len(weight), -1).max(axis=1).astype(np.float64) / largest)
     return np.where(scale > 0, scale, 1.0).astype(np.float32)
 
 

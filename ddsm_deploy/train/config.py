@@ -25,6 +25,9 @@ class TrainConfig:
         network: the network's numbers.
         init: a checkpoint or a shipped model's name, with the same backbone: the start instead of ImageNet weights.
             What it lacks or has in another shape, such as a head for other classes, starts afresh.
+        teacher: a checkpoint or a shipped model's name, with the same classes, whose probabilities the network learns
+            besides the labels (knowledge distillation, Hinton et al. 2015): of a larger network than it is itself.
+        distill: weight of the distance from the teacher's probabilities.
         pretrained: start the backbone from ImageNet weights.
         height: rows of the deployed input, pixels; validation images are resized to it.
         width: columns likewise.
@@ -63,6 +66,8 @@ class TrainConfig:
     val_split: str = "val"
     network: NetworkConfig = dataclasses.field(default_factory=NetworkConfig)
     init: Path | None = None
+    teacher: Path | None = None
+    distill: float = 4.0
     pretrained: bool = True
     height: int = 360
     width: int = 480
@@ -115,7 +120,7 @@ class TrainConfig:
         for name in ("lr", "backbone_lr", "offset_lr", "weight_decay", "warmup_epochs", "workers", "seed"):
             if not 0 <= getattr(self, name) < 2**32:
                 raise ConfigError(f"{name} is {getattr(self, name)}; expected at least 0")
-        if self.jaccard < 0 or self.aux_weight < 0:
-            raise ConfigError("jaccard and aux_weight are weights of losses; expected at least 0")
+        if min(self.jaccard, self.aux_weight, self.distill) < 0:
+            raise ConfigError("jaccard, aux_weight and distill are weights of losses; expected at least 0")
         if self.devices != "auto" and (not self.devices.isdigit() or int(self.devices) < 1):
             raise ConfigError(f"devices is {self.devices!r}; expected auto or a number of at least 1")

@@ -21,7 +21,7 @@ _FREE = frozenset({"data", "output", "epochs", "validate_every", "workers", "dev
 """Of `TrainConfig`, what may be another when a run goes on."""
 
 
-_BEFORE = {"rare_crops": 0.0, "jaccard": 0.0, "strong_photometric": 0.0}
+_BEFORE = {"rare_crops": 0.0, "jaccard": 0.0, "strong_photometric": 0.0, "teacher": None}
 """What runs did that were begun before there were these options, and whose record lacks them."""
 
 

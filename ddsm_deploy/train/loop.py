@@ -28,13 +28,13 @@ from ddsm_deploy import kernels
 from ddsm_deploy.artifact import resolve
 from ddsm_deploy.datasets import Dataset
 from ddsm_deploy.errors import ArtifactError, ConfigError, DdsmError, InputError
-from ddsm_deploy.model.checkpoint import read_spec, save_checkpoint, start_from
+from ddsm_deploy.model.checkpoint import load_checkpoint, read_spec, save_checkpoint, start_from
 from ddsm_deploy.model.network import build_network, load_imagenet, synchronise_norms
 from ddsm_deploy.spec import ModelSpec
 from ddsm_deploy.train.config import TrainConfig
 from ddsm_deploy.train.data import EvalImages, TrainImages, class_weights
 from ddsm_deploy.train.files import BEST, CONFIG, FINAL, LAST, plain_values
-from ddsm_deploy.train.module import SegmentationTask
+from ddsm_deploy.train.module import SegmentationTask, Teacher
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,7 +176,21 @@ def _task(config: TrainConfig, training: Dataset, progress: Callable[[str], None
         **facts,
     )
     weights = [1.0] * len(classes.names) if config.class_weights == "none" else class_weights(training)
-    return SegmentationTask(network, spec, config, torch.as_tensor(weights, dtype=torch.float32))
+    return SegmentationTask(
+        network, spec, config, torch.as_tensor(weights, dtype=torch.float32), _teacher(config, spec)
+    )
+
+
+def _teacher(config: TrainConfig, spec: ModelSpec) -> Teacher | None:
+    if config.teacher is None:
+        return None
+    network, origin = load_checkpoint(resolve(config.teacher).file("checkpoint"))
+    if origin.classes != spec.classes:
+        raise ConfigError(
+            f"{config.teacher}: a teacher of other classes ({', '.join(origin.classes)}); expected "
+            f"{', '.join(spec.classes)}"
+        )
+    return Teacher(network, origin)
 
 
 def _modules(tensors: Iterable[str]) -> str:

@@ -15,9 +15,40 @@ from ddsm_deploy.model.network import SegmentationNetwork
 from ddsm_deploy.spec import ModelSpec
 from ddsm_deploy.train.config import TrainConfig
 from ddsm_deploy.train.depthwise import speed_up_depthwise
-from ddsm_deploy.train.losses import auxiliary_cross_entropy, faded, jaccard_loss, ohem_cross_entropy
+from ddsm_deploy.train.losses import (
+    auxiliary_cross_entropy,
+    distance_from_teacher,
+    faded,
+    jaccard_loss,
+    ohem_cross_entropy,
+)
 
 POLY_POWER = 0.9
+
+
+class Teacher:
+    """A trained network that is only asked.
+
+    No module, so that it is neither trained, nor averaged, nor part of the run's checkpoints.
+    """
+
+    def __init__(self, network: SegmentationNetwork, spec: ModelSpec) -> None:
+        self.network = network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+        self.mean = torch.tensor(spec.mean).view(1, 3, 1, 1)
+        self.std = torch.tensor(spec.std).view(1, 3, 1, 1)
+
+    @torch.no_grad()
+    def __call__(self, image: Tensor) -> Tensor:
+        """uint8 B×3×H×W (RGB) -> logits B×classes×H×W."""
+        if self.mean.device != image.device:  # the first call on an accelerator
+            self.network.to(image.device)
+            self.mean, self.std = self.mean.to(image.device), self.std.to(image.device)
+        image = ((image.float() - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+        logits: Tensor = self.network(image)
+        return logits
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Teacher:
+        return self  # the averaged weights' copy of the task shares it
 
 
 class SegmentationTask(pl.LightningModule):
@@ -25,12 +56,20 @@ class SegmentationTask(pl.LightningModule):
 
     class_weights: Tensor
 
-    def __init__(self, network: SegmentationNetwork, spec: ModelSpec, config: TrainConfig, weights: Tensor) -> None:
+    def __init__(
+        self,
+        network: SegmentationNetwork,
+        spec: ModelSpec,
+        config: TrainConfig,
+        weights: Tensor,
+        teacher: Teacher | None = None,
+    ) -> None:
         super().__init__()
         speed_up_depthwise(network)
         self.network = network
         self.spec = spec
         self.config = config
+        self.teacher = teacher
         classes = len(spec.classes)
         levels = range(4 if spec.network.detail else 3) if config.aux_weight else ()
         self.auxiliary = nn.ModuleList(nn.Conv2d(spec.network.channels, classes, 1) for _ in levels)
@@ -51,6 +90,8 @@ class SegmentationTask(pl.LightningModule):
         loss = ohem_cross_entropy(logits, labels, easy=self.config.ohem, weight=weight)
         if self.config.jaccard:
             loss = loss + self.config.jaccard * jaccard_loss(logits, labels)
+        if self.teacher is not None:
+            loss = loss + self.config.distill * distance_from_teacher(logits, self.teacher(image))
         for level, head in zip(levels[1:], self.auxiliary, strict=False):
             aux = auxiliary_cross_entropy(head(level), labels, weight=weight)
             loss = loss + self.config.aux_weight * aux

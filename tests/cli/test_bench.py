@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import PIL.Image
@@ -95,6 +98,29 @@ def test_at_a_cameras_pace(colour_onnx: Path, tmp_path: Path, need) -> None:
     assert "busy processes beside it: 1" in done.stdout
     with PIL.Image.open(plot) as image:
         assert image.format == "PNG"
+
+
+def test_ctrl_c_at_pace_keeps_what_was_measured(colour_onnx: Path, tmp_path: Path) -> None:
+    report = tmp_path / "paced.json"
+    asked = ("--rate", "50", "--duration", "600", "--backend", "onnxruntime", "--warm-up", "0", "--load", "1")
+    command = [sys.executable, "-m", "ddsm_deploy", "bench", str(colour_onnx), *asked, "--json", str(report)]
+    told = {**os.environ, "FORCE_COLOR": "1"}  # as to a terminal: it says when frames begin to come
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=told, start_new_session=True
+    ) as run:
+        assert run.stderr is not None
+        while line := run.stderr.readline():
+            if "frames in 600 s" in line:
+                break
+        time.sleep(2)
+        os.killpg(run.pid, signal.SIGINT)  # as a terminal does, to all that it started
+        output, errors = run.communicate(timeout=60)
+    assert run.returncode == 130, errors
+    assert "ddsm: interrupted" in errors
+    fields = json.loads(report.read_text(encoding="utf-8"))
+    assert fields["interrupted"] is True
+    assert 1 <= fields["delivered"] <= fields["frames"] < 1000
+    assert f"{fields['frames']} frames at 50 a second" in output
 
 
 @pytest.mark.parametrize(("baseline_ms", "code"), [(1e6, 0), (1e-6, 3)])

@@ -183,6 +183,33 @@ class TestRun:
             run_paced(segment, IMAGES, new_record(frames=1000, rate=1.0))
         assert not [thread for thread in threading.enumerate() if thread.name.startswith("ddsm-")]
 
+    @pytest.mark.parametrize("policy", ["latest", "every"])
+    def test_ctrl_c_keeps_what_came_before(self, policy: str) -> None:
+        calls = []
+
+        def segment(image: Image) -> Segmentation:
+            calls.append(image)
+            if len(calls) == 8:
+                signal.raise_signal(signal.SIGINT)  # Python raises in the main thread, whichever gets it
+            return own_mask(image)
+
+        record = new_record(frames=100_000, policy=policy)
+        run_paced(segment, IMAGES, record)
+        assert record.interrupted
+        assert 8 <= len(calls) == np.count_nonzero(record.delivered)
+        assert record.delivered[-1]  # those that came to no turn are no dropped ones
+        assert len(record.latencies_ms) == len(record.arrived) == len(record.taken) < 1000
+        assert not [thread for thread in threading.enumerate() if thread.name.startswith("ddsm-")]
+
+    def test_ctrl_c_before_the_first_frame_leaves_nothing(self) -> None:
+        record = new_record(frames=3, rate=0.001)
+        record.due += 5  # seconds until the first one
+        timer = threading.Timer(0.5, signal.raise_signal, (signal.SIGINT,))
+        timer.start()
+        with pytest.raises(KeyboardInterrupt):
+            run_paced(own_mask, IMAGES, record)
+        timer.join()
+
     @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing tells the memory held now")
     def test_memory_that_grows_is_seen(self) -> None:
         kept = []

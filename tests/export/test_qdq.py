@@ -105,20 +105,28 @@ def test_scale_for_tensorrt_is_a_half_number_that_covers_the_range(low: float, h
         assert scale * 127 <= largest * 1.002
 
 
-@given(st.integers(0, 2**32 - 1), st.sampled_from([127, 63]), st.booleans())
-def test_scales_of_weights(seed: int, largest: int, half: bool) -> None:
+@given(st.integers(0, 2**32 - 1), st.sampled_from([127, 63]))
+def test_scales_of_weights(seed: int, largest: int) -> None:
     rng = np.random.default_rng(seed)
     weight = (rng.normal(size=(4, 3, 2, 2)) * 10.0 ** rng.uniform(-3, 1, (4, 1, 1, 1))).astype(np.float32)
     weight[2] = 0
-    scales = weight_scales(weight, largest, half=half)
+    scales = weight_scales(weight, largest)
     assert scales.dtype == np.float32 and scales[2] == 1
     steps = np.rint(weight / scales.reshape(-1, 1, 1, 1))
     assert np.abs(steps).max() <= largest  # nothing is clipped
-    assert np.abs(steps[[0, 1, 3]]).reshape(3, -1).max(axis=1).min() >= largest - (
-        3 if half else 0
-    )  # and none is wasted
-    if half:
-        np.testing.assert_array_equal(scales.astype(np.float16).astype(np.float32), scales)
+    assert np.abs(steps[[0, 1, 3]]).reshape(3, -1).max(axis=1).min() >= largest - 3  # and hardly one is wasted
+    np.testing.assert_array_equal(scales.astype(np.float16).astype(np.float32), scales)
+
+
+def test_weights_are_the_same_for_every_target(model: onnx.ModelProto, ranges: dict[str, tuple[float, float]]) -> None:
+    """So that a bundle of all has them once."""
+    found = []
+    for target in SCHEMES:
+        tensors = {tensor.name: tensor for tensor in quantized(model, ranges, target).graph.initializer}
+        dequantized = [node.input[0] for node in nodes_of(quantized(model, ranges, target), "DequantizeLinear")]
+        found.append({name: tensors[name].SerializeToString() for name in dequantized if name in tensors})
+    assert len(found[0]) > 40
+    assert found[0] == found[1] == found[2]
 
 
 def test_arithmetic_is_that_of_the_specification(run: Run) -> None:
@@ -140,9 +148,7 @@ def test_arithmetic_is_that_of_the_specification(run: Run) -> None:
         largest = 2 ** (WEIGHT_BITS - 1) - 1
         scale, zero = activation_scale((-3.0, 4.0), scheme)
         steps = (np.rint(x / np.float32(scale)) + zero).clip(low - (target == "tensorrt"), high) - zero
-        scales = np.abs(weight).max(axis=1) / largest
-        if scheme.half_scales:
-            scales = weight_scales(weight, largest, half=True).astype(np.float64)
+        scales = weight_scales(weight, largest).astype(np.float64)
         kernel = np.rint(weight / scales[:, None])
         want = np.einsum("oc,bchw->bohw", kernel, steps) * (scale * scales).reshape(1, -1, 1, 1)
         (got,) = run(result.SerializeToString(), {"x": x})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import dataclasses
 import json
@@ -14,6 +15,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import cv2
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -22,7 +24,7 @@ from ddsm_deploy import kernels
 from ddsm_deploy.datasets import open_dataset
 from ddsm_deploy.errors import ConfigError
 from ddsm_deploy.evaluate.accuracy import evaluate
-from ddsm_deploy.model.checkpoint import read_spec
+from ddsm_deploy.model.checkpoint import load_checkpoint, read_spec
 from ddsm_deploy.model.network import build_network, synchronise_norms
 from ddsm_deploy.runtime.segmenter import Segmenter
 from ddsm_deploy.spec import NetworkConfig
@@ -30,6 +32,7 @@ from ddsm_deploy.train.config import TrainConfig
 from ddsm_deploy.train.data import EvalImages, TrainImages
 from ddsm_deploy.train.files import open_run
 from ddsm_deploy.train.loop import Loaders
+from ddsm_deploy.train.module import SegmentationTask, Teacher
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -204,6 +207,57 @@ def test_it_starts_from_another_network(finished: Path, scenes: Path, tmp_path: 
     assert after["fusions.0.spatial.offset.weight"].shape[0] == 2 * 4
 
 
+def test_it_learns_from_a_teacher(finished: Path, scenes: Path, tmp_path: Path) -> None:
+    """From its answers where no label says anything: all of a class' pixels are void, and are learnt all the same."""
+    data = tmp_path / "data"
+    shutil.copytree(scenes, data)
+    classes = json.loads((data / "classes.json").read_text())
+    teacher, spec = load_checkpoint(finished / "final.safetensors")
+    images = EvalImages(
+        open_dataset("folder", data, "val"), TrainConfig(data=data, output=tmp_path, height=64, width=96)
+    )
+    image = torch.stack([torch.as_tensor(images[index][0]) for index in range(len(images))])
+    answers = Teacher(teacher, spec)(image).argmax(1)
+    taken = int(answers.flatten().bincount().argmax())  # what it answers most
+    for path in (data / "train" / "labels").iterdir():
+        labels = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+        labels[labels == classes[taken].get("value", taken)] = 255
+        cv2.imwrite(str(path), labels)
+    shares = []
+    for name, extra in (("alone", []), ("taught", ["--teacher", str(finished / "final.safetensors")])):
+        done = run(*command(data, tmp_path / name, "--epochs", "6", "--validate-every", "6", "--distill", "8", *extra))
+        assert done.returncode == 0, done.stderr
+        network, own = load_checkpoint(tmp_path / name / "final.safetensors")
+        shares.append(float((Teacher(network, own)(image).argmax(1) == taken).float().mean()))
+    assert shares[0] < 0.05 < 0.2 < shares[1]
+
+
+def test_a_teacher_is_no_part_of_the_task(finished: Path, scenes: Path, tmp_path: Path) -> None:
+    network, spec = load_checkpoint(finished / "final.safetensors")
+    config = TrainConfig(data=scenes, output=tmp_path)
+    alone = SegmentationTask(build_network(spec.network, len(spec.classes)), spec, config, torch.ones(11))
+    teacher = Teacher(network, spec)
+    taught = SegmentationTask(alone.network, spec, config, torch.ones(11), teacher)
+    assert list(taught.state_dict()) == list(alone.state_dict())
+    assert len(list(taught.parameters())) == len(list(alone.parameters()))
+    assert copy.deepcopy(taught).teacher is teacher  # what averages the weights copies the task
+    taught.train()
+    assert not teacher.network.training
+    image = torch.randint(0, 256, (2, 3, 64, 96), dtype=torch.uint8)
+    assert not teacher(image).requires_grad
+
+
+def test_a_teacher_has_the_same_classes(finished: Path, scenes: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(scenes, data)
+    classes = json.loads((data / "classes.json").read_text())
+    classes[0]["name"] = "another"
+    (data / "classes.json").write_text(json.dumps(classes))
+    failed = run(*command(data, tmp_path / "run", "--teacher", str(finished / "final.safetensors")))
+    assert failed.returncode == 1
+    assert "a teacher of other classes" in failed.stderr and len(failed.stderr.strip().splitlines()) == 1
+
+
 def test_ctrl_c_ends_with_130_and_keeps_the_last_epoch(scenes: Path, tmp_path: Path) -> None:
     output = tmp_path / "run"
     process = subprocess.Popen(
@@ -303,6 +357,8 @@ def test_damage_is_one_line(finished: Path, scenes: Path, tmp_path: Path) -> Non
         (["--resume"], "nothing to resume"),
         (["--precision", "fp16"], "no training in fp16 on a CPU"),
         (["--workers", "-1"], "workers is -1"),
+        (["--distill", "-1"], "distill are weights of losses"),
+        (["--teacher", "no_such_model"], "no_such_model"),
         (["--accelerator", "abacus"], "accelerator abacus"),
         (["--val-split", "train"], "the splits train and train are the same images"),
     ],

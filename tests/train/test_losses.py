@@ -7,7 +7,13 @@ import torch
 import torch.nn.functional as F
 
 from ddsm_deploy.datasets import IGNORE
-from ddsm_deploy.train.losses import auxiliary_cross_entropy, faded, jaccard_loss, ohem_cross_entropy
+from ddsm_deploy.train.losses import (
+    auxiliary_cross_entropy,
+    distance_from_teacher,
+    faded,
+    jaccard_loss,
+    ohem_cross_entropy,
+)
 
 ONES = torch.ones(3)
 
@@ -95,6 +101,21 @@ def test_jaccard_gradient() -> None:
     logits = logits.double().requires_grad_()
     # the loss computes in float32, so a coarse step and a coarse answer
     assert torch.autograd.gradcheck(lambda x: jaccard_loss(x, labels), logits, eps=1e-2, atol=1e-3, nondet_tol=1e-6)
+
+
+def test_distance_from_a_teacher_is_the_divergence_from_its_probabilities() -> None:
+    logits, _ = batch()
+    teacher = 2 * torch.randn(logits.shape, generator=torch.Generator().manual_seed(3))
+    logits, teacher = logits.requires_grad_(), teacher.requires_grad_()
+    p, q = teacher.softmax(1), logits.softmax(1)
+    distance = distance_from_teacher(logits, teacher)
+    torch.testing.assert_close(distance, (p * (p / q).log()).sum(1).mean())
+    assert distance > 0.1
+    distance.backward()
+    assert teacher.grad is None
+    # the gradient of a cross-entropy with the teacher's probabilities for labels
+    torch.testing.assert_close(logits.grad, ((q - p) / (2 * 8 * 10)).detach())
+    assert distance_from_teacher(teacher + 5.0, teacher).abs() < 1e-6  # softmax minds no constant
 
 
 def test_fading_weights_end_at_one() -> None:
