@@ -44,6 +44,8 @@ def main() -> None:
         args.json.write_text(result.to_json(per_frame=args.per_frame) + "\n", encoding="utf-8")
     if args.plot:
         plot_paced(result, args.plot)
+    if result.record.interrupted:
+        raise KeyboardInterrupt
 
 
 def _print(result: PacedResult) -> None:
@@ -67,7 +69,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--policy", choices=("latest", "every"), default="latest", help="frames that wait")
     parser.add_argument("--load", type=int, default=0, metavar="N", help="busy processes meanwhile")
     parser.add_argument("--data", type=Path, default=FRAMES, help="folder of frames (default: examples/frames)")
-    parser.add_argument("--model", default="ddsm-lite0-fast", help="file, bundle or shipped name")
+    parser.add_argument("--model", default="ddsm-lite0", help="file, bundle or shipped name")
     parser.add_argument("--backend", default="auto")
     parser.add_argument("--precision", help="int8, bf16, fp32…")
     parser.add_argument("--threads", type=int, help="of one inference; else the runtime's choice")

@@ -334,11 +334,9 @@ def command(run: Path) -> str:
         "enlarge": network.get("enlarge", 1.0),
     }
     if config["init"]:
-        start = Path(config["init"])
-        options["init"] = f"{start.parent.name}/{start.name}"
+        options["init"] = "/".join(Path(config["init"]).parts[-2:])
     if config.get("teacher"):
-        teacher = Path(config["teacher"])
-        options |= {"teacher": f"{teacher.parent.name}/{teacher.name}", "distill": config["distill"]}
+        options |= {"teacher": "/".join(Path(config["teacher"]).parts[-2:]), "distill": config["distill"]}
     if config["seed"]:
         options["seed"] = config["seed"]
     if config["train_split"] != "train":

@@ -95,6 +95,8 @@ class Baseline:
             usable = all(0 < value < math.inf for value in self.figures.values())
         except (KeyError, TypeError, ValueError):
             usable = False
+        if usable and fields.get("interrupted"):
+            raise InputError(f"{path}: of a run that was interrupted; expected one that ran to its end")
         if not usable:
             raise InputError(f"{path}: no result to compare with; expected a file of ddsm bench --rate … --json")
         self._path = path

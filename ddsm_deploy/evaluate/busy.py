@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -34,11 +35,7 @@ def busy_processes(count: int) -> Iterator[tuple[int, ...]]:
         processes = []
         for _ in range(count):
             process = subprocess.Popen(
-                command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                start_new_session=True,  # Ctrl-C at a terminal is for the measurement, which ends them in its turn
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
             )
             stack.callback(_end, process)
             processes.append(process)
@@ -64,6 +61,9 @@ def _watch_the_parent() -> None:
 
 def main() -> None:
     """Works until it is killed, or until its standard input ends."""
+    # Ctrl-C at a terminal is for the measurement, which ends this process in its turn (in a session of its own it would
+    # get another share of the processor from Linux)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_watch_the_parent, daemon=True).start()
     block = np.ones(1 << 20)
     os.write(1, _READY)

@@ -212,8 +212,8 @@ def bench_paced(
     Raises:
         DdsmError: as `Segmenter.open`; an image or the baseline can't be read; the background load ended early.
         ConfigError: the baseline is of another model, precision or rate.
-        KeyboardInterrupt: Ctrl-C before the first frame. A later one ends the run, and the result is of what came
-            before (`Record.interrupted`).
+        KeyboardInterrupt: Ctrl-C before the first frame, or a second one. A first one later than that ends the run,
+            and the result is of what came before (`Record.interrupted`).
     """
     report = progress or (lambda text: None)
     gate = options.gate

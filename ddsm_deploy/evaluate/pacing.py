@@ -192,7 +192,7 @@ def run_paced(segment: Segment, images: Sequence[Image], record: Record, *, warm
 
     Raises:
         DdsmError: whatever `segment` raised.
-        KeyboardInterrupt: Ctrl-C before the first frame was taken.
+        KeyboardInterrupt: Ctrl-C before the first frame was taken, or once more before the one in hand was done.
     """
     schedule = record.schedule
     inbox: Mailbox[int] = Mailbox(schedule.capacity)
@@ -212,9 +212,12 @@ def run_paced(segment: Segment, images: Sequence[Image], record: Record, *, warm
         record.due += time.perf_counter() + _LEAD_SECONDS
         limit = record.due[0] + schedule.longest
         interrupted = False
+        started: list[concurrent.futures.Future[None]] = []
         try:
             working = worker_thread.submit(_work, inbox, segment, images, record)
+            started.append(working)
             camera = camera_thread.submit(pace, record.due, arrive, stop)
+            started.append(camera)
             camera.add_done_callback(lambda _: inbox.close())
             while not concurrent.futures.wait((working,), timeout=MEMORY_SECONDS).done:
                 record.look_at_memory()
@@ -225,9 +228,8 @@ def run_paced(segment: Segment, images: Sequence[Image], record: Record, *, warm
         finally:
             stop.set()
             inbox.close(discard=True)
-        if not interrupted:
-            working.result()
-            camera.result()
+        for future in started:
+            future.result()
     record.look_at_memory()
     if interrupted:
         record.cut_short()

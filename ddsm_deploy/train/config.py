@@ -27,7 +27,7 @@ class TrainConfig:
             What it lacks or has in another shape, such as a head for other classes, starts afresh.
         teacher: a checkpoint or a shipped model's name, with the same classes, whose probabilities the network learns
             besides the labels (knowledge distillation, Hinton et al. 2015): of a larger network than it is itself.
-        distill: weight of the distance from the teacher's probabilities.
+        distill: weight of the distance from the teacher's probabilities, above 0.
         pretrained: start the backbone from ImageNet weights.
         height: rows of the deployed input, pixels; validation images are resized to it.
         width: columns likewise.
@@ -120,7 +120,9 @@ class TrainConfig:
         for name in ("lr", "backbone_lr", "offset_lr", "weight_decay", "warmup_epochs", "workers", "seed"):
             if not 0 <= getattr(self, name) < 2**32:
                 raise ConfigError(f"{name} is {getattr(self, name)}; expected at least 0")
-        if min(self.jaccard, self.aux_weight, self.distill) < 0:
-            raise ConfigError("jaccard, aux_weight and distill are weights of losses; expected at least 0")
+        if self.jaccard < 0 or self.aux_weight < 0:
+            raise ConfigError("jaccard and aux_weight are weights of losses; expected at least 0")
+        if self.distill <= 0:
+            raise ConfigError(f"distill is {self.distill}; expected more than 0")
         if self.devices != "auto" and (not self.devices.isdigit() or int(self.devices) < 1):
             raise ConfigError(f"devices is {self.devices!r}; expected auto or a number of at least 1")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import cv2
 import numpy as np
@@ -11,16 +12,20 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 
-from ddsm_deploy.datasets import IGNORE, Dataset
+from ddsm_deploy.datasets import Dataset
 from ddsm_deploy.errors import InputError
 from ddsm_deploy.images import read_image
 from ddsm_deploy.train.config import TrainConfig
 
 Pixels = npt.NDArray[np.uint8]
 
+PADDING = -1
+"""Label of what no image covers: ignored, as what has no label is, and not shown to a teacher's judgement either."""
+
 
 class TrainImages(TorchDataset[tuple[Tensor, Tensor]]):
-    """Random scale, crop, flip and photometric changes. Items: image uint8 3×H×W (RGB), labels int64 H×W."""
+    """Random scale, crop, flip and photometric changes. Items: image uint8 3×H×W (RGB), labels int64 H×W: class ids,
+    `ddsm_deploy.datasets.IGNORE` or `PADDING`."""
 
     def __init__(self, dataset: Dataset, config: TrainConfig) -> None:
         self.dataset = dataset
@@ -69,32 +74,33 @@ def random_scale_crop(
     crop: tuple[int, int],
     scale: tuple[float, float],
     around: Sequence[int] | Pixels = (),
-) -> tuple[Pixels, Pixels]:
-    """Scales by a random factor and cuts a random window of `crop` rows and columns; what lies outside is `IGNORE`.
+) -> tuple[Pixels, npt.NDArray[np.int16]]:
+    """Scales by a random factor and cuts a random window of `crop` rows and columns; what lies outside is grey, and its
+    label `PADDING`.
 
     With class ids in `around`, the window holds some pixel of one of them that occurs, each as likely as the others.
     """
     factor = float(np.exp(rng.uniform(np.log(scale[0]), np.log(scale[1]))))
     height, width = (max(1, round(side * factor)) for side in labels.shape)
     image = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
-    labels = cv2.resize(labels, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
+    ids = cv2.resize(labels, (width, height), interpolation=cv2.INTER_NEAREST_EXACT).astype(np.int16)
     rows, columns = crop
     pad_y, pad_x = max(0, rows - height), max(0, columns - width)
     if pad_y or pad_x:
         above, left = int(rng.integers(pad_y + 1)), int(rng.integers(pad_x + 1))
         border = (above, pad_y - above, left, pad_x - left, cv2.BORDER_CONSTANT)
         image = cv2.copyMakeBorder(image, *border, value=(127, 127, 127))
-        labels = cv2.copyMakeBorder(labels, *border, value=IGNORE)
-    last = (labels.shape[0] - rows, labels.shape[1] - columns)
-    occurring = np.intersect1d(around, np.unique(labels))
+        ids = cv2.copyMakeBorder(ids, *border, value=PADDING)
+    last = (ids.shape[0] - rows, ids.shape[1] - columns)
+    occurring = np.intersect1d(around, np.unique(ids))
     if occurring.size:
-        pixel = rng.choice(np.flatnonzero(labels == rng.choice(occurring)))
-        places = zip(np.unravel_index(pixel, labels.shape), crop, last, strict=True)
+        pixel = rng.choice(np.flatnonzero(ids == rng.choice(occurring)))
+        places = zip(np.unravel_index(pixel, ids.shape), crop, last, strict=True)
         top, left = (int(rng.integers(max(0, at - side + 1), min(at, end) + 1)) for at, side, end in places)
     else:
         top, left = (int(rng.integers(end + 1)) for end in last)
     window = np.s_[top : top + rows, left : left + columns]
-    return image[window], labels[window]
+    return image[window], ids[window]
 
 
 def photometric(image: Pixels, rng: np.random.Generator) -> Pixels:
@@ -208,6 +214,6 @@ def _read(dataset: Dataset, index: int) -> tuple[Pixels, Pixels]:
     return image, labels
 
 
-def _tensors(image: Pixels, labels: Pixels) -> tuple[Tensor, Tensor]:
+def _tensors(image: Pixels, labels: npt.NDArray[Any]) -> tuple[Tensor, Tensor]:
     rgb = np.ascontiguousarray(image[..., ::-1].transpose(2, 0, 1))
     return torch.from_numpy(rgb), torch.from_numpy(labels.astype(np.int64))

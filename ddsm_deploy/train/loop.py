@@ -149,6 +149,7 @@ def fit(config: TrainConfig, training: Dataset, validation: Dataset, progress: C
 def _task(config: TrainConfig, training: Dataset, progress: Callable[[str], None]) -> SegmentationTask:
     classes = training.classes
     network = build_network(config.network, len(classes.names))
+    teacher = _teacher(config, classes.names)
     facts: dict[str, Any] = {}
     if config.init is not None:
         source = resolve(config.init).file("checkpoint")
@@ -176,19 +177,17 @@ def _task(config: TrainConfig, training: Dataset, progress: Callable[[str], None
         **facts,
     )
     weights = [1.0] * len(classes.names) if config.class_weights == "none" else class_weights(training)
-    return SegmentationTask(
-        network, spec, config, torch.as_tensor(weights, dtype=torch.float32), _teacher(config, spec)
-    )
+    return SegmentationTask(network, spec, config, torch.as_tensor(weights, dtype=torch.float32), teacher)
 
 
-def _teacher(config: TrainConfig, spec: ModelSpec) -> Teacher | None:
+def _teacher(config: TrainConfig, classes: tuple[str, ...]) -> Teacher | None:
     if config.teacher is None:
         return None
-    network, origin = load_checkpoint(resolve(config.teacher).file("checkpoint"))
-    if origin.classes != spec.classes:
+    with torch.random.fork_rng(devices=[]):  # its first weights are drawn too: a run differs by the teacher alone
+        network, origin = load_checkpoint(resolve(config.teacher).file("checkpoint"))
+    if origin.classes != classes:
         raise ConfigError(
-            f"{config.teacher}: a teacher of other classes ({', '.join(origin.classes)}); expected "
-            f"{', '.join(spec.classes)}"
+            f"{config.teacher}: a teacher of other classes ({', '.join(origin.classes)}); expected {', '.join(classes)}"
         )
     return Teacher(network, origin)
 

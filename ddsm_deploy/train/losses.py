@@ -74,21 +74,24 @@ def jaccard_loss(logits: Tensor, labels: Tensor) -> Tensor:
     return 1 - (hit[present] / union[present]).mean()
 
 
-def distance_from_teacher(logits: Tensor, teacher: Tensor) -> Tensor:
-    """Kullback-Leibler divergence of the softmax of `logits` from that of `teacher`, mean over all pixels.
+def distance_from_teacher(logits: Tensor, teacher: Tensor, inside: Tensor) -> Tensor:
+    """Kullback-Leibler divergence of the softmax of `logits` from that of `teacher`, mean over the image's pixels.
 
-    Those without a label count too, since the teacher knows something of them. (Hinton et al. 2015, pixel by pixel, at
-    temperature 1: a network that learnt with OHEM is not so sure of itself that its answers would have to be softened.)
+    Those without a label count too, since the teacher knows something of them; of padding it knows nothing. (Hinton et
+    al. 2015, pixel by pixel, at temperature 1: a network that learnt with OHEM is not so sure of itself that its
+    answers would have to be softened.)
 
     Args:
         logits: B×classes×H×W.
         teacher: likewise; nothing flows back into it.
+        inside: bool B×H×W, false where there is padding; true somewhere.
 
     Returns:
         At least 0, in nats.
     """
     own, wanted = logits.float().log_softmax(1), teacher.detach().float().log_softmax(1)
-    return F.kl_div(own, wanted, reduction="none", log_target=True).sum(1).mean()
+    distance = F.kl_div(own, wanted, reduction="none", log_target=True).sum(1)
+    return (distance * inside).sum() / inside.sum()
 
 
 def faded(weight: Tensor, done: float) -> Tensor:

@@ -14,6 +14,7 @@ from ddsm_deploy.model.blocks import resize
 from ddsm_deploy.model.network import SegmentationNetwork
 from ddsm_deploy.spec import ModelSpec
 from ddsm_deploy.train.config import TrainConfig
+from ddsm_deploy.train.data import PADDING
 from ddsm_deploy.train.depthwise import speed_up_depthwise
 from ddsm_deploy.train.losses import (
     auxiliary_cross_entropy,
@@ -84,6 +85,8 @@ class SegmentationTask(pl.LightningModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:
         image, labels = batch
+        inside = labels != PADDING
+        labels = labels.masked_fill(~inside, IGNORE)
         levels = self.network.pyramid(self.normalise(image))
         logits = resize(self.network.head(levels[0]), image.shape[-2:])
         weight = self.weights_now()
@@ -91,7 +94,7 @@ class SegmentationTask(pl.LightningModule):
         if self.config.jaccard:
             loss = loss + self.config.jaccard * jaccard_loss(logits, labels)
         if self.teacher is not None:
-            loss = loss + self.config.distill * distance_from_teacher(logits, self.teacher(image))
+            loss = loss + self.config.distill * distance_from_teacher(logits, self.teacher(image), inside)
         for level, head in zip(levels[1:], self.auxiliary, strict=False):
             aux = auxiliary_cross_entropy(head(level), labels, weight=weight)
             loss = loss + self.config.aux_weight * aux

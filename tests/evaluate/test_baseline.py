@@ -100,6 +100,7 @@ def test_other_settings_and_machines_are_warned_of(baseline: Baseline) -> None:
         ("{", "no JSON"),
         ("[]", "no result to compare with"),
         ("{}", "no result to compare with"),
+        (json.dumps(run(interrupted=True)), "of a run that was interrupted"),
         (json.dumps(run(p50_ms=None)), "no result to compare with"),
         (json.dumps(run(p99_ms=0)), "no result to compare with"),
         (json.dumps({"rows": [], "machine": MACHINE}), "no result to compare with"),  # of `ddsm bench` without --rate

@@ -201,6 +201,20 @@ class TestRun:
         assert len(record.latencies_ms) == len(record.arrived) == len(record.taken) < 1000
         assert not [thread for thread in threading.enumerate() if thread.name.startswith("ddsm-")]
 
+    def test_a_failure_after_ctrl_c_comes_out_all_the_same(self) -> None:
+        calls = []
+
+        def segment(image: Image) -> Segmentation:
+            calls.append(image)
+            if len(calls) == 3:
+                signal.raise_signal(signal.SIGINT)
+                time.sleep(0.5)
+                raise BackendError("out of breath")
+            return own_mask(image)
+
+        with pytest.raises(BackendError, match="out of breath"):
+            run_paced(segment, IMAGES, new_record(frames=1000))
+
     def test_ctrl_c_before_the_first_frame_leaves_nothing(self) -> None:
         record = new_record(frames=3, rate=0.001)
         record.due += 5  # seconds until the first one

@@ -13,7 +13,14 @@ import torch
 
 from ddsm_deploy.datasets import IGNORE, open_dataset
 from ddsm_deploy.train.config import TrainConfig
-from ddsm_deploy.train.data import TrainImages, photometric, random_scale_crop, rare_classes, strong_photometric
+from ddsm_deploy.train.data import (
+    PADDING,
+    TrainImages,
+    photometric,
+    random_scale_crop,
+    rare_classes,
+    strong_photometric,
+)
 
 
 @pytest.mark.parametrize("scale", [(0.3, 0.5), (1.0, 1.0), (1.8, 2.2)])
@@ -25,7 +32,7 @@ def test_image_and_labels_move_together(scale: tuple[float, float]) -> None:
         rng = np.random.default_rng(seed)
         cut, ids = random_scale_crop(image, labels, rng, crop=(64, 96), scale=scale)
         assert cut.shape == (64, 96, 3) and ids.shape == (64, 96)
-        inside = ids != IGNORE
+        inside = ids != PADDING
         assert inside.any()
         agree = cut[..., 0][inside] == ids[inside] * 20
         assert agree.mean() > 0.85  # bilinear mixes neighbours along the squares' borders
@@ -34,9 +41,11 @@ def test_image_and_labels_move_together(scale: tuple[float, float]) -> None:
 def test_small_images_are_padded_with_ignored_grey() -> None:
     image = np.zeros((20, 30, 3), np.uint8)
     labels = np.zeros((20, 30), np.uint8)
+    labels[0, :7] = IGNORE  # 7 pixels that have no label, which is another thing
     cut, ids = random_scale_crop(image, labels, np.random.default_rng(0), crop=(40, 40), scale=(1.0, 1.0))
-    assert (ids == 0).sum() == 600 and (ids == IGNORE).sum() == 1000
-    assert (cut[ids == IGNORE] == 127).all()
+    assert (ids == 0).sum() == 593 and (ids == IGNORE).sum() == 7 and (ids == PADDING).sum() == 1000
+    assert (cut[ids == PADDING] == 127).all()
+    assert (cut[ids != PADDING] == 0).all()
 
 
 @pytest.mark.parametrize("change", [photometric, strong_photometric])

@@ -357,7 +357,7 @@ def test_damage_is_one_line(finished: Path, scenes: Path, tmp_path: Path) -> Non
         (["--resume"], "nothing to resume"),
         (["--precision", "fp16"], "no training in fp16 on a CPU"),
         (["--workers", "-1"], "workers is -1"),
-        (["--distill", "-1"], "distill are weights of losses"),
+        (["--distill", "0"], "distill is 0.0"),
         (["--teacher", "no_such_model"], "no_such_model"),
         (["--accelerator", "abacus"], "accelerator abacus"),
         (["--val-split", "train"], "the splits train and train are the same images"),

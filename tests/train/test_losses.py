@@ -108,14 +108,19 @@ def test_distance_from_a_teacher_is_the_divergence_from_its_probabilities() -> N
     teacher = 2 * torch.randn(logits.shape, generator=torch.Generator().manual_seed(3))
     logits, teacher = logits.requires_grad_(), teacher.requires_grad_()
     p, q = teacher.softmax(1), logits.softmax(1)
-    distance = distance_from_teacher(logits, teacher)
+    everywhere = torch.ones(2, 8, 10, dtype=torch.bool)
+    distance = distance_from_teacher(logits, teacher, everywhere)
     torch.testing.assert_close(distance, (p * (p / q).log()).sum(1).mean())
     assert distance > 0.1
     distance.backward()
     assert teacher.grad is None
     # the gradient of a cross-entropy with the teacher's probabilities for labels
     torch.testing.assert_close(logits.grad, ((q - p) / (2 * 8 * 10)).detach())
-    assert distance_from_teacher(teacher + 5.0, teacher).abs() < 1e-6  # softmax minds no constant
+    assert distance_from_teacher(teacher + 5.0, teacher, everywhere).abs() < 1e-6  # softmax minds no constant
+    inside = everywhere.clone()
+    inside[0, :5] = False
+    part = distance_from_teacher(logits, teacher, inside)
+    torch.testing.assert_close(part, (p * (p / q).log()).sum(1)[inside].mean())
 
 
 def test_fading_weights_end_at_one() -> None:
