@@ -3,13 +3,13 @@
     python benchmarks/ablation.py --data CAMVID -o RUNS [--epochs 10] [--seeds 0 1 2] [--only plain …] [--parallel 1]
         [--enlarge 1.5 --crop 240 320 --scale 0.7 1.7] [--hold 0001TP] [--strong-photometric 1]
 
-Trains each row of `ROWS` with each seed by the same recipe and budget, and scores the *last* epoch's weights on val (so
-val chooses nothing): mIoU and boundary F at 3 px. The options of the second line are those by which `ddsm-lite0` was
-trained; another recipe wants another RUNS. Latency is that of the network on OpenVINO, bf16, untrained, and is measured
-apart (``--latency``), since training beside it would spoil it. What is done already in RUNS is not done again, and a
-run that was cut off goes on, so the command may be stopped and repeated. `--parallel` trains several at once, for a GPU
-that one of these small networks leaves idle. Writes RUNS/ablation.json and prints a table of means and standard
-deviations over the seeds.
+Trains each row of `ROWS` with each seed by the same recipe and budget, and scores the *last* epoch's weights on val
+(so val chooses nothing): mIoU and boundary F at 3 px. The options of the second line are those by which
+`ddsm-lite0-large` was trained; another recipe wants another RUNS. Latency is that of the network on OpenVINO, bf16,
+untrained, and is measured apart (``--latency``), since training beside it would spoil it. What is done already in
+RUNS is not done again, and a run that was cut off goes on, so the command may be stopped and repeated. `--parallel`
+trains several at once, for a GPU that one of these small networks leaves idle. Writes RUNS/ablation.json and prints a
+table of means and standard deviations over the seeds.
 
 With `--hold` one of CamVid's drives (its frames' names begin so) is left out of the training and takes the place of
 val, whose own score is printed too. For val is of a drive that train holds as well, and says little of others.

@@ -1,6 +1,6 @@
 """What it saves that OpenVINO gives classes straight from small logits (`engines/openvino_mask.py`).
 
-    python benchmarks/class_map.py --data CAMVID [--model ddsm-lite0-fast] [--threads 2] [--runs 80]
+    python benchmarks/class_map.py --data CAMVID [--model ddsm-lite0] [--threads 2] [--runs 80]
 
 The model at each precision, with and without that step, in turns: median milliseconds of an inference (image bytes to
 class ids), their ratio, and how many per cent of the pixels of every fifth val frame get another class. Let nothing
@@ -29,7 +29,7 @@ PRECISIONS = ("fp32", "bf16", "int8", "int8+bf16")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="CamVid's folder")
-    parser.add_argument("--model", default="ddsm-lite0-fast")
+    parser.add_argument("--model", default="ddsm-lite0")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--runs", type=int, default=80)
     args = parser.parse_args()

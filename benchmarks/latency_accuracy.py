@@ -1,9 +1,9 @@
 """Latency against accuracy on this CPU: the shipped models in each precision, and public architectures beside them.
 
     python benchmarks/latency_accuracy.py --data CAMVID [--plain CHECKPOINT] [--threads 2] [--runs 60]
-        [--judged-by NAME=BUNDLE] [--peers plain-pyramid deeplabv3plus segformer-b0 yolo26n-sem]
+        [--judged-by NAME=BUNDLE …] [--peers plain-pyramid deeplabv3plus segformer-b0 yolo26n-sem]
         [--json FILE] [--plot docs/images/latency_accuracy.png]
-    python benchmarks/latency_accuracy.py --data CAMVID --rescore FILE [--judged-by NAME=BUNDLE] [--json FILE]
+    python benchmarks/latency_accuracy.py --data CAMVID --rescore FILE [--judged-by NAME=BUNDLE …] [--json FILE]
     python benchmarks/latency_accuracy.py --redraw FILE --plot docs/images/latency_accuracy.png
 
 Every model runs at 360×480, image bytes to class ids, one image at a time; of each precision the faster backend counts.
@@ -87,7 +87,7 @@ def yolo26n_sem(classes: int) -> nn.Module:
 
 
 def plain_pyramid(classes: int) -> nn.Module:
-    """The pyramid of ddsm-lite0-fast without its branches; trained alike, both stand in docs/experiments.md."""
+    """The pyramid of ddsm-lite0 without its branches; trained alike, both stand in docs/experiments.md."""
     return build_network(VARIANTS["fpn-lite0"], classes)
 
 

@@ -2,10 +2,11 @@
 
     python benchmarks/precision_speed.py --images FOLDER [--network plain|ddsm] [--threads 2] [--runs 100] [--json FILE]
 
-FOLDER holds images to calibrate and run on (with CamVid: its ``train``). The plain pyramid is the shipped model with
-its sampling branches taken out: what it computes takes as long as a trained one's would, and its masks mean little.
-Rounds of a few runs alternate over the rows, each row in a process of its own (see `ddsm bench`); ratios are of
-medians, against FP32 on ONNX Runtime. Let nothing else run meanwhile; the load at the start is in the JSON.
+FOLDER holds images to calibrate and run on (with CamVid: its ``train``). The plain pyramid is the shipped
+`ddsm-lite0` with its sampling branches taken out: what it computes takes as long as a trained one's would, and its
+masks mean little. Rounds of a few runs alternate over the rows, each row in a process of its own (see `ddsm bench`);
+ratios are of medians, against FP32 on ONNX Runtime. Let nothing else run meanwhile; the load at the start is in the
+JSON.
 """
 
 from __future__ import annotations

@@ -182,7 +182,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--frames", type=int, default=2000)
     parser.add_argument("--data", type=Path, default=CAMVID / "val", help="folder of frames (default: CamVid's val)")
-    parser.add_argument("--model", help="file, bundle or shipped name (default: the shipped model)")
+    parser.add_argument("--model", help="file, bundle or shipped name (default: ddsm-lite0)")
     parser.add_argument("--backend", default="auto")
     parser.add_argument("--precision")
     parser.add_argument("--workers", type=int, default=2)

@@ -181,7 +181,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--json", metavar="FILE", help="write the result there")
     parser.add_argument("--data", type=Path, default=CAMVID / "val", help="folder of frames (default: CamVid's val)")
-    parser.add_argument("--model", help="file, bundle or shipped name (default: the shipped model)")
+    parser.add_argument("--model", help="file, bundle or shipped name (default: ddsm-lite0)")
     parser.add_argument("--backend", default="auto")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--workers", type=int, help="frames side by side (default: one a core)")

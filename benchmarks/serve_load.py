@@ -201,7 +201,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--json", metavar="FILE", help="write the result there")
     parser.add_argument("--data", type=Path, default=FRAMES, help="folder of images (default: the example frames)")
-    parser.add_argument("--model", help="file, bundle or shipped name (default: the shipped model)")
+    parser.add_argument("--model", help="file, bundle or shipped name (default: ddsm-lite0)")
     parser.add_argument("--backend", default="openvino")
     parser.add_argument("--precision")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="default: one a core")

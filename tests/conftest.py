@@ -128,7 +128,17 @@ def camvid(missing: Missing) -> Path:
 @pytest.fixture(scope="session")
 def shipped_model(missing: Missing) -> Path:
     """The bundle of the default model, `ddsm-lite0`."""
-    folder = REPO / "ddsm_deploy" / "models" / "ddsm-lite0"
+    return _shipped("ddsm-lite0", missing)
+
+
+@pytest.fixture(scope="session")
+def large_model(missing: Missing) -> Path:
+    """The bundle of `ddsm-lite0-large`, which has both branches, and an image that is enlarged."""
+    return _shipped("ddsm-lite0-large", missing)
+
+
+def _shipped(name: str, missing: Missing) -> Path:
+    folder = REPO / "ddsm_deploy" / "models" / name
     if not (folder / "bundle.json").is_file():
         missing("shipped-model", f"there is no {folder.relative_to(REPO)}")
     return folder

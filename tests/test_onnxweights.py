@@ -30,6 +30,7 @@ from ddsm_deploy.runtime.pipeline import identity_of
 from ddsm_deploy.runtime.segmenter import Segmenter
 from ddsm_deploy.spec import METADATA_KEY, sha256_of
 
+REPO = Path(__file__).parents[1]
 A, B, C = paint(1), paint(2), paint(3)
 FAMILY = {"source_sha256": "a" * 64}
 IMAGE = np.random.default_rng(0).integers(0, 256, (1, 8, 12, 3), dtype=np.uint8)
@@ -129,7 +130,15 @@ def test_the_shipped_model_as_onnx_itself_reads_it(shipped_model: Path) -> None:
             assert one.raw_data == other.raw_data
         onnx.checker.check_model(mine)
     assert shared
-    assert sum(path.stat().st_size for path in shipped_model.iterdir()) < 20e6  # so that two are below 40 MB
+
+
+def test_what_is_shipped_is_small(shipped_model: Path) -> None:
+    folders = (shipped_model.parent, REPO / "weights")
+    sizes = {path: path.stat().st_size for folder in folders for path in folder.rglob("*") if path.is_file()}
+    assert sum(sizes.values()) < 38e6, sizes
+    # the INT8 forms of all targets share their weights: besides the checkpoint there are those, and the float16 form's
+    for folder in (path.parent for path in sizes if path.name == "bundle.json"):
+        assert sizes[folder / "model.weights"] < 0.6 * sizes[folder / "model.safetensors"]
 
 
 def test_a_bundle_grows_and_shrinks_in_its_own_place(forms: list[Path], bundle: Path, tmp_path: Path) -> None:

@@ -1,14 +1,13 @@
 """Makes a shipped model out of a training run: bundle (checkpoint, ONNX, FP16, INT8 for each target) and model card.
 
     python tools/ship_model.py RUN [RUN ...] --name ddsm-lite0 --data DATA [--dataset camvid] [--limits FILE]
-        [--judged-by BUNDLE [--judged-run RUN]] [--offset pole=0.5]
+        [--judged-by BUNDLE] [--offset pole=0.5]
 
 RUN is a folder that `ddsm train` wrote; of several, each started from the one before, and the last is shipped: the
 network of its last epoch, in whose choice validation had no part. The figures in the card are measured here, on the
 bundle's own files. A last run that learnt from val too can't be judged on val: then `--judged-by` names the bundle that
-this tool made of the runs before it, or, with `--judged-run`, of those and of one that differs from the last in having
-learnt from *train* alone. The card gives that one's accuracy, its checkpoint is kept in weights/, and the shipped
-files' figures show only that the precisions agree. `--offset` adds a constant to a class's logit, as a bias of
+this tool made of the runs before it. The card gives that one's accuracy, its checkpoint is kept in weights/, and the
+shipped files' figures show only that the precisions agree. `--offset` adds a constant to a class's logit, as a bias of
 the last convolution (`benchmarks/class_offset.py` tells what it gives).
 """
 
@@ -37,6 +36,10 @@ from ddsm_deploy.train.files import FINAL
 from ddsm_deploy.train.loop import lightning_precision
 
 MAX_CHANGED = 0.8  # per cent of the pixels: half of what all layers in INT8 change, and hardly slower
+KEEP = dict.fromkeys(TARGETS, ("backbone.blocks.0.0.conv_dw",)) | {
+    "onnxruntime": ("backbone.conv_stem", "backbone.blocks.0.0.conv_dw")
+}
+"""What the search leaves in float of both shipped models, by name: it takes many times as long as all the rest."""
 
 REPO = Path(__file__).parent.parent
 MODELS = REPO / "ddsm_deploy" / "models"
@@ -48,7 +51,8 @@ CARD = """\
 Files: `model.safetensors` (PyTorch) and `model.onnx` (deployed form: image bytes in, class ids out), which hold the
 same weights, stored as float16 and computed in float32; `model.fp16.onnx`, which computes in float16, for GPUs; and
 `model.int8.TARGET.onnx`, its INT8 form for each target, calibrated on 64 frames of *train* by
-`ddsm quantize {name} --calibration CAMVID --dataset camvid --target TARGET --max-changed 0.8`.
+`ddsm quantize {name} --calibration CAMVID --dataset camvid --target TARGET --max-changed 0.8
+--keep backbone.blocks.0.0.conv_dw`, for onnxruntime with `--keep backbone.conv_stem` too.
 Their larger weights lie in `model.weights` and `model.safetensors`, each tensor once: copy those along, or write one
 file that stands alone by `ddsm bundle ALONE.onnx FILE.onnx`.
 All but the one for TensorRT hold dynamic sampling as one node `ddsm::DynamicSampleAttention` with a body of standard
@@ -102,10 +106,6 @@ BEFORE = """\
 The network before the last stage, which had not seen val, stands for this one here; its other forms were made as those
 that are shipped. """
 
-BESIDE = """\
-A network that had not seen val stands for this one here: the last stage once more, from *train* alone (`{command}`);
-its other forms were made as those that are shipped. """
-
 MOVED = """\
 Then {offset} is added to the logit of {name}, of which plain argmax finds too little (docs/experiments.md, Poles).
 """
@@ -127,15 +127,11 @@ def main() -> None:
     parser.add_argument(
         "--judged-by", type=Path, help="bundle whose accuracy stands for a network that learnt from val"
     )
-    parser.add_argument("--judged-run", type=Path, help="the last run of that bundle, if it is none of RUN")
     parser.add_argument("--offset", type=class_and_value, metavar="CLASS=VALUE", help="added to that class's logit")
     parser.add_argument("--limits", type=Path, help="text (Markdown) on limits and failure modes, appended to the card")
     args = parser.parse_args()
     if learnt_val(args.runs[-1]) != (args.judged_by is not None):
         parser.error("--judged-by is for a last run that learnt from val, and needed there")
-
-    if args.judged_run is not None and (args.judged_by is None or learnt_val(args.judged_run)):
-        parser.error("--judged-run is the run behind --judged-by, from train alone")
 
     folder = MODELS / args.name
     with tempfile.TemporaryDirectory() as temporary:
@@ -205,7 +201,7 @@ def write_files(folder: Path, args: argparse.Namespace) -> list[Path]:
     frames = frames_of(open_dataset(args.dataset, args.data, "train"))
     quantized = [folder / f"{target}.onnx" for target in TARGETS]
     for target, file in zip(TARGETS, quantized, strict=True):
-        quantize(plain, file, frames, QuantizeOptions(target=target, changed=MAX_CHANGED))
+        quantize(plain, file, frames, QuantizeOptions(target=target, changed=MAX_CHANGED, keep=KEEP[target]))
     return [plain, half, *quantized]
 
 
@@ -242,7 +238,6 @@ def card(args: argparse.Namespace, folder: Path, judged: Scores, own: Scores) ->
     how = f"`ddsm eval {args.name} --data CAMVID --dataset camvid --split val --all`"
     if args.judged_by is not None:
         how = f"the commands in docs/precision.md (Accuracy), from {kept_checkpoint(args.name)} on"
-    beside = [] if args.judged_run is None else [args.judged_run]
     fused = {
         "ddsm": f"A DDSM network (both branches, N = {spec.network.samples})",
         "spatial": f"A DDSM network (spatial branch, N = {spec.network.samples})",
@@ -267,8 +262,8 @@ def card(args: argparse.Namespace, folder: Path, judged: Scores, own: Scores) ->
         moved="" if args.offset is None else MOVED.format(name=args.offset[0], offset=args.offset[1]),
         splits="the *train* part (367 frames)"
         + (" and, in the last stage, the *val* part (101)" if learnt_val(args.runs[-1]) else ""),
-        looks=sum(len(curve(run)) for run in [*args.runs, *beside] if not learnt_val(run)),
-        whose="" if judged is own else BESIDE.format(command=command(beside[0])) if beside else BEFORE,
+        looks=sum(len(curve(run)) for run in args.runs if not learnt_val(run)),
+        whose="" if judged is own else BEFORE,
         how=how,
         scores=judged,
         tolerance=judged.results[0].boundary_tolerance_px,
@@ -281,7 +276,7 @@ def card(args: argparse.Namespace, folder: Path, judged: Scores, own: Scores) ->
 
 
 def kept_checkpoint(name: str) -> str:
-    """Where the weights are that have not seen val, from the repository's root."""
+    """Where the weights of the runs before the last one are, from the repository's root."""
     return f"weights/{name}-train.safetensors"
 
 

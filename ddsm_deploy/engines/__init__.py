@@ -231,6 +231,9 @@ def samples(backend: str, artifact: Artifact) -> tuple[str, str]:
             sampling, note = ("portable", problem) if problem else ("fused", "")
         else:
             sampling, note = graph_sampling(backend, part, EngineOptions(), problem=problem)
+            halved = sampling == "fused" and backend == "openvino" and "fp16" in part.spec.precision
+            if halved and not artifact.variants:  # only the runtime, which is not loaded here, knows the processor
+                note = "portable where OpenVINO finds float16 arithmetic in the CPU"
         found[sampling] = found.get(sampling, "") or note
     return ", ".join(found), next((note for note in found.values() if note), "")
 

@@ -28,7 +28,7 @@ class Keeper:
 
     OpenVINO calls a Python operator only while something in Python refers to it. An operator that is to see to that
     itself (``super().__init__(self)``, as the manual has it) is never freed, nor is the graph before it: 30 MB each
-    time that the shipped model is opened (seen in 2026.4). So the engine keeps them, by keeping this.
+    time that `ddsm-lite0-large` is opened (seen in 2026.4). So the engine keeps them, by keeping this.
     """
 
     def __init__(self) -> None:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 
 NOISE_FLOORS = {"fp32": 1e-3, "fp16": 2e-2, "bf16": 4e-1, "int8": 9e-1, "int8+fp16": 9e-1, "int8+bf16": 9e-1}
-"""Relative error that rounding alone may explain: two to three times the largest that right files of the shipped model
+"""Relative error that rounding alone may explain: two to three times the largest that right files of `ddsm-lite0-large`
 show (fp32 far more, for another order of summing is all that may differ there)."""
 
 PIECE = 1 << 27

@@ -12,7 +12,7 @@ from sampling_calls import inputs, one_node
 
 from ddsm_deploy import kernels
 from ddsm_deploy.artifact import Artifact, resolve
-from ddsm_deploy.engines import EngineOptions, available_precisions, open_engine
+from ddsm_deploy.engines import EngineOptions, available_precisions, open_engine, samples
 from ddsm_deploy.images import read_image
 
 OPEN_AXES = (0, 2, 3)
@@ -36,6 +36,9 @@ def test_a_float16_file_gives_float32s_masks(shipped_model: Path) -> None:
             if engine.precision == "fp16":
                 assert engine.sampling == "portable"
                 assert engine.sampling_note == "the fused kernels take no float16"
+    kind, note = samples("openvino", resolve(shipped_model / "model.fp16.onnx"))
+    assert (kind, "portable where" in note) == ("fused", True)
+    assert samples("openvino", resolve(shipped_model)) == ("fused", "")
     assert (masks[0] != masks[1]).mean() < 0.005
 
 

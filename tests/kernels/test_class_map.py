@@ -14,7 +14,7 @@ Logits = np.ndarray
 
 # batch, classes, rows and columns of the logits, rows and columns of the mask
 CASES = [
-    (1, 11, 45, 60, 90, 120),  # doubled, as the shipped network does it
+    (1, 11, 45, 60, 90, 120),  # doubled, as `ddsm-lite0` does it
     (2, 3, 5, 7, 9, 13),
     (1, 1, 3, 3, 6, 6),  # one class
     (1, 19, 1, 1, 4, 5),  # one pixel

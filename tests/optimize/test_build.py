@@ -1,4 +1,4 @@
-"""The shipped model as TensorRT-RTX engines: every precision, fixed and open sizes, and what the build log proves.
+"""The shipped models as TensorRT-RTX engines: every precision, fixed and open sizes, and what the build log proves.
 
 Nothing here runs an engine. What is asserted of a graph's numbers was computed by a CPU runtime from the very graph.
 """
@@ -37,8 +37,8 @@ pytestmark = pytest.mark.timeout(900)  # an export with open sizes takes a minut
 
 
 @pytest.fixture(scope="session")
-def forms(kept, need, shipped_model: Path) -> dict[str, Path]:
-    """The shipped model's float32 ONNX by its open axes; kept until the network, the exporter or the weights change."""
+def forms(kept, need, large_model: Path) -> dict[str, Path]:
+    """The larger model's float32 ONNX by its open axes; kept until the network, the exporter or the weights change."""
     for module in ("tensorrt_rtx", "torch", "onnx", "onnxscript", "onnxruntime"):
         need(module)
     from ddsm_deploy.export import ExportOptions, export_onnx
@@ -46,17 +46,17 @@ def forms(kept, need, shipped_model: Path) -> dict[str, Path]:
     def make(folder: Path) -> None:
         for dynamic in ("batch", "batch,size"):
             path = folder / f"{dynamic.replace(',', '-')}.onnx"
-            export_onnx(shipped_model / "model.safetensors", path, ExportOptions(dynamic=dynamic, verify=False))
+            export_onnx(large_model / "model.safetensors", path, ExportOptions(dynamic=dynamic, verify=False))
 
     package = REPO / "ddsm_deploy"
     sources = [
         *(package / "model").glob("*.py"),
         *(package / "export").glob("*.py"),
-        shipped_model / "model.safetensors",
+        large_model / "model.safetensors",
     ]
     folder = kept("open-forms", sources, make)
     return {
-        "none": shipped_model / "model.onnx",
+        "none": large_model / "model.onnx",
         "batch": folder / "batch.onnx",
         "batch,size": folder / "batch-size.onnx",
     }
@@ -135,7 +135,7 @@ def test_every_precision_and_form_builds_and_computes_as_written(built, graph, d
     assert (record.spec.precision, record.spec.provenance["target"]) == (precision, "tensorrt-rtx")
     source = graph(dynamic, precision)
     assert record.layers["Conv"] == expected_convolutions(source, precision)
-    assert sum(record.layers["Conv"].values()) == 85  # of ddsm-lite0
+    assert sum(record.layers["Conv"].values()) == 85  # of ddsm-lite0-large
     # products of matrices are never quantized, and in float16 only where the graph says so
     assert set(record.layers["MatMul"]) == {"Half" if "fp16" in precision else "Float"}
     assert len(record.notes) == (dynamic != "none" and heap_path() is None)  # that another may have other bytes
