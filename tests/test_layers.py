@@ -16,7 +16,7 @@ PACKAGE = REPO / "ddsm_deploy"
 
 LAYERS = (
     ("errors",),
-    ("spec", "cache", "files"),
+    ("spec", "cache", "files", "interrupt"),
     ("images", "onnxfile", "enginefile", "bundlefile", "endpoint"),
     ("datasets", "artifact", "listing", "onnxweights", "parity"),
     ("streams",),

@@ -82,10 +82,10 @@ def segment(
     ] = None,
 ) -> None:
     """Segment images or a stream: masks with class ids, and more on request; run again to resume."""
-    from ddsm_deploy.cli.interrupt import first_interrupt_asks
     from ddsm_deploy.cli.onray import Spread, ray_run
     from ddsm_deploy.cli.render import write_json
     from ddsm_deploy.cli.stream import Wanted, segment_one_stream, stream_of
+    from ddsm_deploy.interrupt import first_interrupt_asks
     from ddsm_deploy.runtime.outputs import Products
     from ddsm_deploy.runtime.pipeline import open_for_batch, segment_files
     from ddsm_deploy.runtime.worker import SegmentOptions

@@ -82,9 +82,9 @@ def segment_one_stream(
     quiet: bool,
 ) -> None:
     """Segments one stream and reports on it; the arguments are those of the command."""
-    from ddsm_deploy.cli.interrupt import first_interrupt_asks
     from ddsm_deploy.cli.render import write_json
     from ddsm_deploy.errors import ConfigError
+    from ddsm_deploy.interrupt import first_interrupt_asks
     from ddsm_deploy.runtime.pipeline import open_for_batch
     from ddsm_deploy.runtime.recording import StreamOptions, segment_stream
 

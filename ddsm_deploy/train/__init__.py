@@ -28,7 +28,8 @@ def train(config: TrainConfig, progress: Callable[[str], None] = lambda text: No
         ConfigError: the output folder holds another run, or there is none to resume.
         ArtifactError: the checkpoint to start from can't be read, or has another backbone.
         InputError: the data can't be read.
-        KeyboardInterrupt: stopped by Ctrl-C; the last whole epoch is kept, and `resume` goes on from it.
+        KeyboardInterrupt: stopped by Ctrl-C, between two batches (by a second one at once); the last whole epoch is
+            kept, and `resume` goes on from it.
     """
     training, validation = open_run(config)
     from ddsm_deploy.train.loop import fit

@@ -9,6 +9,8 @@ import json
 import logging
 import math
 import pickle
+import signal
+import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -28,6 +30,7 @@ from ddsm_deploy import kernels
 from ddsm_deploy.artifact import resolve
 from ddsm_deploy.datasets import Dataset
 from ddsm_deploy.errors import ArtifactError, ConfigError, DdsmError, InputError
+from ddsm_deploy.interrupt import first_interrupt_asks
 from ddsm_deploy.model.checkpoint import load_checkpoint, read_spec, save_checkpoint, start_from
 from ddsm_deploy.model.network import build_network, load_imagenet, synchronise_norms
 from ddsm_deploy.spec import ModelSpec
@@ -109,14 +112,32 @@ class KeepBest(Callback):
         self.newest = state_dict.get("newest", self.newest)  # runs begun before there was one go on all the same
 
 
+class StopBetweenBatches(Callback):
+    """Ends the run by KeyboardInterrupt at the next batch once `stop` is set.
+
+    Where Ctrl-C raised it, that could be while the main thread held what TensorBoard's waits for: of 25 runs two never
+    ended.
+    """
+
+    def __init__(self) -> None:
+        self.stop = threading.Event()
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        if self.stop.is_set():
+            raise KeyboardInterrupt
+
+    def on_validation_batch_start(self, *_: Any) -> None:
+        self.on_train_batch_start()
+
+
 def fit(config: TrainConfig, training: Dataset, validation: Dataset, progress: Callable[[str], None]) -> TrainResult:
     """The loop of `ddsm_deploy.train.train`, on the data that `open_run` has found."""
     pl.seed_everything(seed_of(config), workers=True, verbose=False)
     task = _task(config, training, progress)
-    best = KeepBest(config.output)
+    best, stopping = KeepBest(config.output), StopBetweenBatches()
     try:
         with _quiet():
-            trainer = _trainer(config, best)
+            trainer = _trainer(config, [stopping, best])
     except (MisconfigurationException, ValueError) as exc:
         raise ConfigError(
             f"{' '.join(str(exc).split())} (accelerator {config.accelerator}, devices {config.devices})"
@@ -133,7 +154,7 @@ def fit(config: TrainConfig, training: Dataset, validation: Dataset, progress: C
     _record(config)
     data = Loaders(TrainImages(training, config), EvalImages(validation, config), config)
     try:
-        with _quiet():
+        with _quiet(), first_interrupt_asks() as stopping.stop:
             # weights_only: tensors and plain values, nothing in the file is executed
             trainer.fit(task, data, ckpt_path=config.output / LAST if config.resume else None, weights_only=True)
     except SystemExit:
@@ -198,8 +219,8 @@ def _modules(tensors: Iterable[str]) -> str:
     return ", ".join(names) or "none"
 
 
-def _trainer(config: TrainConfig, best: KeepBest) -> pl.Trainer:
-    callbacks: list[Callback] = [best]
+def _trainer(config: TrainConfig, callbacks: list[Callback]) -> pl.Trainer:
+    callbacks = [*callbacks]
     if config.ema:
         callbacks.append(EMAWeightAveraging(decay=config.ema))
     callbacks.append(
@@ -318,8 +339,18 @@ class Loaders(pl.LightningDataModule):
     def _loader(self, images: Any, **options: Any) -> DataLoader[Any]:
         workers = self.config.workers
         return DataLoader(
-            images, batch_size=self.config.batch, num_workers=workers, persistent_workers=workers > 0, **options
+            images,
+            batch_size=self.config.batch,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            worker_init_fn=_leave_interrupts,
+            **options,
         )
+
+
+def _leave_interrupts(worker: int) -> None:
+    """A terminal sends Ctrl-C to all processes; one that loads images would end before the run that waits for them."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 @contextlib.contextmanager

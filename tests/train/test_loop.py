@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import csv
 import dataclasses
@@ -11,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,12 +20,14 @@ from pathlib import Path
 import cv2
 import pytest
 import torch
+from forked import ddsm
 from safetensors.torch import load_file
 
 from ddsm_deploy import kernels
 from ddsm_deploy.datasets import open_dataset
 from ddsm_deploy.errors import ConfigError
 from ddsm_deploy.evaluate.accuracy import evaluate
+from ddsm_deploy.interrupt import first_interrupt_asks
 from ddsm_deploy.model.checkpoint import load_checkpoint, read_spec
 from ddsm_deploy.model.network import build_network, synchronise_norms
 from ddsm_deploy.runtime.segmenter import Segmenter
@@ -31,7 +35,7 @@ from ddsm_deploy.spec import NetworkConfig
 from ddsm_deploy.train.config import TrainConfig
 from ddsm_deploy.train.data import EvalImages, TrainImages
 from ddsm_deploy.train.files import open_run
-from ddsm_deploy.train.loop import Loaders
+from ddsm_deploy.train.loop import Loaders, StopBetweenBatches
 from ddsm_deploy.train.module import SegmentationTask, Teacher
 
 
@@ -57,25 +61,16 @@ def scenes(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def command(scenes: Path, output: Path, *extra: str) -> list[str]:
+def options(scenes: Path, output: Path, *extra: str) -> list[str]:
+    """A training of a tiny network, as the command's arguments."""
     network = ["--backbone", "test_efficientnet", "--no-pretrained", "--size", "64x96"]
-    base = [
-        sys.executable,
-        "-m",
-        "ddsm_deploy",
-        "train",
-        "--data",
-        str(scenes),
-        "--dataset",
-        "folder",
-        "-o",
-        str(output),
-    ]
-    return [*base, *network, "--batch", "4", "--workers", "0", "--accelerator", "cpu", "--ema", "0.9", *extra]
+    base = ["train", "--data", str(scenes), "--dataset", "folder", "-o", str(output), *network]
+    return [*base, "--batch", "4", "--workers", "0", "--accelerator", "cpu", "--ema", "0.9", *extra]
 
 
-def run(*args: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(args, capture_output=True, text=True, timeout=300)
+def command(scenes: Path, output: Path, *extra: str) -> list[str]:
+    """The same as a whole command line, for a process begun anew."""
+    return [sys.executable, "-m", "ddsm_deploy", *options(scenes, output, *extra)]
 
 
 def metrics(output: Path) -> list[dict[str, str]]:
@@ -87,7 +82,7 @@ def metrics(output: Path) -> list[dict[str, str]]:
 def finished(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run of six epochs, every second of them validated."""
     output = tmp_path_factory.mktemp("train") / "run"
-    done = run(*command(scenes, output, "--epochs", "6", "--validate-every", "2"))
+    done = ddsm(*options(scenes, output, "--epochs", "6", "--validate-every", "2"))
     assert done.returncode == 0, done.stderr
     assert "best:" in done.stdout
     return output
@@ -122,7 +117,7 @@ def test_the_last_epoch_has_to_be_validated(tmp_path: Path) -> None:
 
 def test_a_finished_run_is_not_overwritten(finished: Path, scenes: Path) -> None:
     before = (finished / "best.safetensors").read_bytes()
-    again = run(*command(scenes, finished, "--epochs", "1"))
+    again = ddsm(*options(scenes, finished, "--epochs", "1"))
     assert again.returncode == 1 and "--resume" in again.stderr and "Traceback" not in again.stderr
     assert (finished / "best.safetensors").read_bytes() == before
 
@@ -140,7 +135,7 @@ def test_a_killed_run_goes_on_where_it_was(scenes: Path, tmp_path: Path) -> None
     process.wait()
     seen = [int(r["epoch"]) for r in metrics(output) if r["val/miou"]]
     epochs = max(seen, default=0) + 4
-    resumed = run(*command(scenes, output, "--epochs", str(epochs), "--resume"))
+    resumed = ddsm(*options(scenes, output, "--epochs", str(epochs), "--resume"))
     assert resumed.returncode == 0, resumed.stderr
     after = [int(r["epoch"]) for r in metrics(output) if r["val/miou"]]
     assert after[-1] == epochs - 1
@@ -150,7 +145,7 @@ def test_a_killed_run_goes_on_where_it_was(scenes: Path, tmp_path: Path) -> None
 
 def test_a_run_is_not_gone_on_with_as_another(finished: Path, scenes: Path) -> None:
     before = {name: (finished / name).read_bytes() for name in ("config.json", "last.ckpt", "best.safetensors")}
-    other = run(*command(scenes, finished, "--epochs", "7", "--enlarge", "1.5", "--seed", "3", "--resume"))
+    other = ddsm(*options(scenes, finished, "--epochs", "7", "--enlarge", "1.5", "--seed", "3", "--resume"))
     assert other.returncode == 1
     assert "begun with enlarge 1.0 (now 1.5), seed 0 (now 3); --resume takes the same" in other.stderr
     assert {name: (finished / name).read_bytes() for name in before} == before
@@ -197,7 +192,7 @@ def test_slow_sampling_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_it_starts_from_another_network(finished: Path, scenes: Path, tmp_path: Path) -> None:
     start = finished / "final.safetensors"
     extra = ["--init", str(start), "--fusion", "spatial", "--samples", "4", "--epochs", "1", "--lr", "1e-6"]
-    done = run(*command(scenes, tmp_path / "run", *extra))
+    done = ddsm(*options(scenes, tmp_path / "run", *extra))
     assert done.returncode == 0, done.stderr
     assert "start afresh (fusions.0.spatial, fusions.1.spatial, fusions.2.spatial)" in done.stderr
     # at that rate the weights are still those it started from
@@ -225,7 +220,7 @@ def test_it_learns_from_a_teacher(finished: Path, scenes: Path, tmp_path: Path) 
         cv2.imwrite(str(path), labels)
     shares = []
     for name, extra in (("alone", []), ("taught", ["--teacher", str(finished / "final.safetensors")])):
-        done = run(*command(data, tmp_path / name, "--epochs", "6", "--validate-every", "6", "--distill", "8", *extra))
+        done = ddsm(*options(data, tmp_path / name, "--epochs", "6", "--validate-every", "6", "--distill", "8", *extra))
         assert done.returncode == 0, done.stderr
         network, own = load_checkpoint(tmp_path / name / "final.safetensors")
         shares.append(float((Teacher(network, own)(image).argmax(1) == taken).float().mean()))
@@ -253,7 +248,7 @@ def test_a_teacher_has_the_same_classes(finished: Path, scenes: Path, tmp_path: 
     classes = json.loads((data / "classes.json").read_text())
     classes[0]["name"] = "another"
     (data / "classes.json").write_text(json.dumps(classes))
-    failed = run(*command(data, tmp_path / "run", "--teacher", str(finished / "final.safetensors")))
+    failed = ddsm(*options(data, tmp_path / "run", "--teacher", str(finished / "final.safetensors")))
     assert failed.returncode == 1
     assert "a teacher of other classes" in failed.stderr and len(failed.stderr.strip().splitlines()) == 1
 
@@ -261,19 +256,52 @@ def test_a_teacher_has_the_same_classes(finished: Path, scenes: Path, tmp_path: 
 def test_ctrl_c_ends_with_130_and_keeps_the_last_epoch(scenes: Path, tmp_path: Path) -> None:
     output = tmp_path / "run"
     process = subprocess.Popen(
-        command(scenes, output, "--epochs", "200"), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        command(scenes, output, "--epochs", "200", "--workers", "1"),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
     deadline = time.monotonic() + 200
     while not (output / "last.ckpt").exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: those that load images get it, too
     try:
         _, stderr = process.communicate(timeout=60)
     finally:
-        process.kill()  # one that does not end would go on beside the tests to come
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # one that does not end would go on beside the tests to come
     assert process.returncode == 130
     assert "Traceback" not in stderr
     assert (output / "best.safetensors").exists() and (output / "last.ckpt").exists()
+
+
+def test_an_interrupt_waits_for_the_next_batch() -> None:
+    """Raised at once, it can come while a lock is held that a logger's thread waits for, and the run never ends."""
+    stopping = StopBetweenBatches()
+    stopping.on_train_batch_start()
+    before = signal.getsignal(signal.SIGINT)
+    with first_interrupt_asks() as stopping.stop:
+        signal.raise_signal(signal.SIGINT)
+        for hook in (stopping.on_train_batch_start, stopping.on_validation_batch_start):
+            with pytest.raises(KeyboardInterrupt):
+                hook()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_another_thread_hears_of_no_interrupt() -> None:
+    events = []
+
+    def listen() -> None:
+        with first_interrupt_asks() as stop:
+            events.append(stop.is_set())
+
+    thread = threading.Thread(target=listen)
+    thread.start()
+    thread.join()
+    assert events == [False]
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
@@ -295,8 +323,9 @@ def test_devices_share_the_images_out(
 
 
 def test_a_run_on_two_devices(scenes: Path, tmp_path: Path) -> None:
-    options = ("--devices", "2", "--precision", "fp32", "--batch", "2", "--epochs", "6", "--validate-every", "6")
-    done = run(*command(scenes, tmp_path / "run", *options, "--lr", "0.01"))
+    extra = ("--devices", "2", "--precision", "fp32", "--batch", "2", "--epochs", "6", "--validate-every", "6")
+    whole = command(scenes, tmp_path / "run", *extra, "--lr", "0.01")  # Lightning starts the second by the same line
+    done = subprocess.run(whole, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("last:") == 1
     final = tmp_path / "run" / "final.safetensors"
@@ -335,14 +364,14 @@ def test_damage_is_one_line(finished: Path, scenes: Path, tmp_path: Path) -> Non
     broken = tmp_path / "run"
     shutil.copytree(finished, broken)
     (broken / "last.ckpt").write_bytes((finished / "last.ckpt").read_bytes()[:5000])
-    failed = run(*command(scenes, broken, "--epochs", "8", "--validate-every", "2", "--resume"))
+    failed = ddsm(*options(scenes, broken, "--epochs", "8", "--validate-every", "2", "--resume"))
     assert failed.returncode == 1
     assert "last.ckpt: damaged" in failed.stderr and len(failed.stderr.strip().splitlines()) == 1
     data = tmp_path / "data"
     shutil.copytree(scenes, data)
     image = min((data / "train" / "images").iterdir())
     image.write_bytes(image.read_bytes()[:200])
-    failed = run(*command(data, tmp_path / "other", "--epochs", "1", "--workers", "1"))
+    failed = ddsm(*options(data, tmp_path / "other", "--epochs", "1", "--workers", "1"))
     assert failed.returncode == 1
     assert image.name in failed.stderr and "Traceback" not in failed.stderr
 
@@ -364,6 +393,6 @@ def test_damage_is_one_line(finished: Path, scenes: Path, tmp_path: Path) -> Non
     ],
 )
 def test_bad_options_are_one_line(scenes: Path, tmp_path: Path, extra: list[str], says: str) -> None:
-    failed = run(*command(scenes, tmp_path / "run", *extra))
+    failed = ddsm(*options(scenes, tmp_path / "run", *extra))
     assert failed.returncode == 1
     assert says in failed.stderr and len(failed.stderr.strip().splitlines()) == 1

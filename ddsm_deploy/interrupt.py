@@ -10,8 +10,14 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def first_interrupt_asks() -> Iterator[threading.Event]:
-    """The first Ctrl-C asks the run to finish the frames in hand; the second one raises as usual."""
+    """The first Ctrl-C asks the run to finish what is in hand; the second one raises as usual.
+
+    Only the main thread hears of Ctrl-C: in another one the event is never set.
+    """
     stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
 
     def handle(number: int, frame: object) -> None:
         if stop.is_set():
