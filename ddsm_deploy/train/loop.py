@@ -115,8 +115,8 @@ class KeepBest(Callback):
 class StopBetweenBatches(Callback):
     """Ends the run by KeyboardInterrupt at the next batch once `stop` is set.
 
-    Where Ctrl-C raised it, that could be while the main thread held what TensorBoard's waits for: of 25 runs two never
-    ended.
+    Where Ctrl-C itself raised it, that could be while the main thread held what TensorBoard's thread waits for, and the
+    run never ended.
     """
 
     def __init__(self) -> None:
